@@ -1,0 +1,1 @@
+"""What every stage stands on: errors, config, storage, media, Ray, tracking, lineage, services."""

@@ -1,0 +1,268 @@
+"""One door to every large thing: local paths and `s3://` addresses through fsspec.
+
+A *url* here is a local path or `s3://bucket/key`. Visible means complete: local writes go to a temporary name and
+are renamed; on S3 a put is atomic and `create_only` is a conditional put. Credentials and the endpoint come from the
+environment (`AWS_*`, `AWS_ENDPOINT_URL`) only.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+from infra.digests import pretty_json
+from infra.errors import InputError, StorageError
+
+T = TypeVar("T")
+MAX_ATTEMPTS = 4
+FIRST_DELAY_S = 0.2
+# Only what another attempt can mend; "missing" and "forbidden" are answers, not faults.
+FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+def is_remote(url: str | Path) -> bool:
+    """True for `s3://`; any other scheme is refused."""
+    text = str(url)
+    if "://" not in text:
+        return False
+    if not text.startswith("s3://"):
+        raise InputError(f"address {text!r} has an unsupported scheme.", remedy="Use a local path or s3://bucket/key.")
+    return True
+
+
+def join(url: str | Path, *parts: str) -> str:
+    """Append path parts to a url."""
+    return "/".join([str(url).rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def absolute(url: str | Path) -> str:
+    """The same place, independent of the working folder of the process that reads it."""
+    return str(url) if is_remote(url) else str(Path(url).expanduser().absolute())
+
+
+def local_path(url: str | Path) -> Path:
+    """The path of a local url; refuses a remote one."""
+    if is_remote(url):
+        raise InputError(f"{url} is remote where a local folder is needed.", remedy="Fetch it first or give a path.")
+    return Path(url)
+
+
+def open_fs(url: str | Path) -> tuple[Any, str]:
+    """(fsspec filesystem, path inside it). The s3fs instance is fresh per process: event loops do not survive forks."""
+    if is_remote(url):
+        options: dict[str, Any] = {"use_listings_cache": False}
+        if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
+            options["endpoint_url"] = endpoint
+        return fsspec.filesystem("s3", **options), str(url).removeprefix("s3://")
+    return fsspec.filesystem("file"), str(Path(url).absolute())
+
+
+def as_arrow(url: str | Path) -> tuple[Any, str]:
+    """(pyarrow filesystem, path) for Ray Train's `storage_filesystem` and `storage_path`."""
+    import pyarrow.fs
+
+    fs, path = open_fs(url)
+    if is_remote(url):
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), path
+    return pyarrow.fs.LocalFileSystem(), path
+
+
+def read_bytes(url: str | Path) -> bytes:
+    """Whole content; `InputError` when it does not exist."""
+    fs, path = open_fs(url)
+    try:
+        return bytes(_retry(lambda: fs.cat_file(path), url))
+    except FileNotFoundError:
+        raise InputError(f"{url} does not exist.", remedy="Check the path.") from None
+
+
+def read_range(url: str | Path, start: int, length: int) -> bytes:
+    """`length` bytes from `start`; `StorageError` on a short read."""
+    fs, path = open_fs(url)
+    data = bytes(_retry(lambda: fs.cat_file(path, start=start, end=start + length), url))
+    if len(data) != length:
+        raise StorageError(f"{url}: {len(data)} bytes at {start} where {length} were asked for.")
+    return data
+
+
+def read_json(url: str | Path) -> Any:
+    """Parsed JSON; `InputError` when missing or malformed."""
+    try:
+        return json.loads(read_bytes(url))
+    except ValueError as error:
+        raise InputError(f"{url} is not JSON: {error}.") from None
+
+
+def write_bytes(url: str | Path, data: bytes) -> None:
+    """Replace the content atomically."""
+    if is_remote(url):
+        fs, path = open_fs(url)
+        _retry(lambda: fs.pipe_file(path, data), url)
+        return
+    target = Path(url)
+    with _temporary(target) as temporary:
+        _write_synced(temporary, data)
+        temporary.replace(target)
+
+
+def write_json(url: str | Path, value: Any) -> None:
+    """Write deterministic, readable JSON atomically."""
+    write_bytes(url, pretty_json(value))
+
+
+def create_only(url: str | Path, data: bytes) -> bool:
+    """Write unless something is there. True if this call created it; the loser of a race gets False."""
+    if is_remote(url):
+        return _create_remote(url, data)
+    target = Path(url)
+    with _temporary(target) as temporary:
+        _write_synced(temporary, data)
+        try:
+            os.link(temporary, target)  # link fails where rename would overwrite
+        except FileExistsError:
+            return False
+        return True
+
+
+def put_file(local: Path, url: str | Path) -> None:
+    """Publish a complete local file. A local target on the same disk is a rename."""
+    if is_remote(url):
+        fs, path = open_fs(url)
+        _retry(lambda: fs.put_file(str(local), path), url)
+        local.unlink()
+        return
+    target = Path(url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        local.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with _temporary(target) as temporary:
+            shutil.copyfile(local, temporary)
+            temporary.replace(target)
+        local.unlink()
+
+
+def get_file(url: str | Path, local: Path) -> None:
+    """Copy to a local path, complete or not at all."""
+    fs, path = open_fs(url)
+    with _temporary(local) as temporary:
+        try:
+            _retry(lambda: fs.get_file(path, str(temporary)), url)
+        except FileNotFoundError:
+            raise InputError(f"{url} does not exist.", remedy="Check the path.") from None
+        temporary.replace(local)
+
+
+def put_folder(local: Path, url: str | Path, *, last: str | None = None) -> None:
+    """Copy a folder's files; `last` names the file written last, the commit record of the folder."""
+    names = sorted(str(path.relative_to(local)) for path in local.rglob("*") if path.is_file())
+    for name in sorted(names, key=lambda item: item == last):
+        write_bytes(join(url, name), (local / name).read_bytes())
+
+
+def get_folder(url: str | Path, local: Path) -> Path:
+    """Local copy of a folder; a local folder is returned as it is."""
+    if not is_remote(url):
+        return Path(url)
+    for name in list_names(url, recursive=True):
+        get_file(join(url, name), local / name)
+    return local
+
+
+def exists(url: str | Path) -> bool:
+    """Whether a file or folder is there."""
+    fs, path = open_fs(url)
+    return bool(_retry(lambda: fs.exists(path), url))
+
+
+def size_bytes(url: str | Path) -> int:
+    """Size of one file; `InputError` when missing."""
+    fs, path = open_fs(url)
+    try:
+        return int(_retry(lambda: fs.info(path), url)["size"])
+    except FileNotFoundError:
+        raise InputError(f"{url} does not exist.", remedy="Check the path.") from None
+
+
+def list_names(url: str | Path, *, suffix: str = "", recursive: bool = False) -> list[str]:
+    """Sorted names of the files below a folder, relative to it; empty when the folder does not exist."""
+    fs, path = open_fs(url)
+    try:
+        found = _retry(lambda: fs.find(path, maxdepth=None if recursive else 1), url)
+    except FileNotFoundError:
+        return []
+    root = path.rstrip("/") + "/"
+    names = (item[len(root) :] for item in found if item.startswith(root))
+    return sorted(name for name in names if name.endswith(suffix) and not _is_temporary(name))
+
+
+def remove(url: str | Path, *, recursive: bool = False) -> None:
+    """Delete a file, or a folder with `recursive`; nothing there is fine."""
+    fs, path = open_fs(url)
+    if fs.exists(path):
+        fs.rm(path, recursive=recursive)
+
+
+def _create_remote(url: str | Path, data: bytes) -> bool:
+    fs, path = open_fs(url)
+    try:
+        _retry(lambda: fs.pipe_file(path, data, mode="create"), url)
+    except (FileExistsError, StorageError):
+        # Some stores answer a refused condition with a plain OSError, which a retry cannot tell from a fault.
+        if fs.exists(path):
+            return False
+        raise
+    return True
+
+
+class _temporary:  # noqa: N801  (reads as a verb at its use)
+    """A sibling name that readers never list; removed if the write did not get as far as its rename."""
+
+    def __init__(self, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.path = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _is_temporary(name: str) -> bool:
+    base = name.rsplit("/", 1)[-1]
+    return base.startswith(".") and base.endswith(".part")
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _retry(call: Callable[[], T], url: str | Path) -> T:
+    """Bounded, jittered attempts; only remote faults are worth repeating."""
+    attempts = MAX_ATTEMPTS if is_remote(url) else 1
+    for attempt in range(1, attempts + 1):
+        try:
+            return call()
+        except FINAL_ERRORS:
+            raise
+        except OSError as error:
+            if attempt == attempts:
+                raise StorageError(f"{url}: {error} (after {attempts} attempts).", remedy="Is the store up?") from error
+            time.sleep(FIRST_DELAY_S * 2**attempt * (0.5 + random.random()))  # noqa: S311  (jitter, not a draw)
+    raise AssertionError("unreachable")

@@ -1,0 +1,1 @@
+"""Source video in, immutable shards and a manifest out."""

@@ -1,0 +1,1 @@
+"""What happens, in which order. The only importer of Prefect."""

@@ -1,0 +1,1 @@
+"""Rsp of foreframe."""

@@ -1,0 +1,91 @@
+"""What evaluation may know of a model: these four protocols and nothing else.
+
+Shape letters: B batch, T frames, V views, H height, W width, C channels, N tokens, D width, A action, P proprioception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Images = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy sees of B environments at once.
+
+    `images` maps a camera to (B, H, W, 3) uint8 RGB, and is empty for a policy that `needs_images` denies;
+    `proprioception` is (B, P) float32; `text` has B sentences.
+    """
+
+    images: dict[str, Images]
+    proprioception: npt.NDArray[np.float32]
+    text: tuple[str, ...]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A frozen image encoder: patch tokens and a class token."""
+
+    embed_dim: int
+    patch_size: int
+    image_size: int  # the side it was trained at
+    digest: str  # sha256 of the weights file, or of the seed for a random one
+
+    def preprocess(self, images_BHWC: Images, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """uint8 RGB of any size -> normalised float32 (B, 3, H, W) at `size` (default: the training side)."""
+        ...
+
+    def encode(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) -> (B, 1 + H/p * W/p, D): class token first, after the final norm."""
+        ...
+
+
+@runtime_checkable
+class FeatureProvider(Protocol):
+    """Predictive or plain features for a policy: (B, T, N, C), T = 1 for a still encoder."""
+
+    feature_dim: int
+    digest: str
+
+    def features(
+        self, images: dict[str, Images], text: Sequence[str], *, unit_noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """uint8 RGB per camera (B, H, W, 3) and B sentences -> (B, T, N, C)."""
+        ...
+
+
+@runtime_checkable
+class VideoPredictor(Protocol):
+    """A text-guided video model."""
+
+    num_frames: int
+
+    def predict(
+        self, images_BHWC: Images, text: Sequence[str], *, unit_noise: torch.Tensor | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """First frames and sentences -> (B, T, H, W, 3) uint8."""
+        ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A closed-loop policy over a batch of environments."""
+
+    needs_images: bool
+    action_horizon: int  # actions executed before the next `act`
+    digest: str
+
+    def reset(self, batch_size: int) -> None:
+        """Forget everything; the next `act` belongs to new episodes."""
+        ...
+
+    def act(self, observation: Observation) -> npt.NDArray[np.float32]:
+        """-> action chunk (B, action_horizon, A) in the environment's units, within [-1, 1] for Meta-World."""
+        ...
