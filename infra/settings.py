@@ -37,6 +37,8 @@ class Settings(BaseSettings):
     ray_address: str = ""  # GCS address of a running cluster, host:port
     ray_dashboard_url: str = ""  # the Jobs API lives there
     backend: Literal["inline", "local", "jobs"] = "local"
+    cache_folder: str = "~/.cache/foreframe/shards"  # whole shards of s3:// data sets, one folder per node
+    cache_bytes: int = 50_000_000_000
     corpus: str = ""  # an extra folder of videos in the annotated layout
     golden: str = ""  # folder of reference numbers for parity tests
 

@@ -13,19 +13,19 @@ DEFAULT_CAMERA = "main"
 Layout = Literal["frames", "video"]
 
 ReasonCode = Literal[
-    "empty",            # zero bytes
-    "not_video",        # content is no container we accept, whatever the name says
-    "truncated",        # the container or stream ends early
-    "short_decode",     # decoded fewer frames than the container or the annotation declares
+    "empty",  # zero bytes
+    "not_video",  # content is no container we accept, whatever the name says
+    "truncated",  # the container or stream ends early
+    "short_decode",  # decoded fewer frames than the container or the annotation declares
     "no_video_stream",
-    "too_large",        # pixels x frames beyond the recipe's bound
+    "too_large",  # pixels x frames beyond the recipe's bound
     "bad_timestamps",
-    "bad_annotation",   # the sidecar is missing, malformed, or disagrees with the video
-    "duplicate",        # same content hash as an earlier clip
-    "crash",            # the decoder died in the isolated second attempt
-    "timeout",          # the decoder hung in the isolated second attempt
-    "unreadable",       # the source could not be read from storage
-    "decode_error",     # any other typed decoder error
+    "bad_annotation",  # the sidecar is missing, malformed, or disagrees with the video
+    "duplicate",  # same content hash as an earlier clip
+    "crash",  # the decoder died in the isolated second attempt
+    "timeout",  # the decoder hung in the isolated second attempt
+    "unreadable",  # the source could not be read from storage
+    "decode_error",  # any other typed decoder error
 ]
 
 
@@ -139,3 +139,8 @@ def frame_suffix(frame_index: int, camera: str = DEFAULT_CAMERA) -> str:
     """Member suffix of one JPEG: `f000042.jpg`, with the camera before it when it is not the default one."""
     stem = f"f{frame_index:06d}.jpg"
     return stem if camera == DEFAULT_CAMERA else f"{camera}.{stem}"
+
+
+def video_suffix(camera: str = DEFAULT_CAMERA) -> str:
+    """Member suffix of one camera's video: `main.mp4`."""
+    return f"{camera}.mp4"
