@@ -1,1 +1,1 @@
-"""Common of foreframe."""
+"""Parts that several models share: patches, positions, transformer blocks, the image encoder, sentence vectors."""
