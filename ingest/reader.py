@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from infra.digests import sha256_bytes, sha256_file
 from infra.errors import DataError, ForeframeError, InputError
-from infra.media import decode_jpeg, decode_video
+from infra.media_decode import decode_video
+from infra.media_encode import decode_jpeg
 from infra.settings import settings
 from infra.storage import absolute, exists, is_remote, join, read_bytes
 from ingest.cache import ShardCache

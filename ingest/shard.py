@@ -29,7 +29,7 @@ WRITE_BUFFER_BYTES = 1 << 20
 # Fields after the name: mode, uid, gid | size | mtime | checksum as spaces, type '0', no link, magic, no owner names.
 _BEFORE_SIZE = b"0000644\0" + b"0000000\0" * 2
 _AFTER_SIZE = b"00000000000\0"
-_AFTER_CHECKSUM = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
+_AFTER_CHECKSUM = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)
 _CONSTANT_SUM = sum(_BEFORE_SIZE) + sum(_AFTER_SIZE) + 8 * ord(" ") + sum(_AFTER_CHECKSUM)
 
 
