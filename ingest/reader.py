@@ -164,7 +164,13 @@ class ShardDataset:
     def _split_of(self, number: int) -> str:
         shard, sample = self._locate(number)
         # Only one word of each record is wanted, and there may be hundreds of thousands of them.
-        metadata = json.loads(shard.read(sample, "json")).get("metadata") or {}
+        try:
+            record = json.loads(shard.read(sample, "json"))
+        except ValueError:
+            record = None
+        metadata = record.get("metadata") if isinstance(record, dict) else None
+        if not isinstance(metadata, dict):
+            raise DataError(f"{shard.describe(sample)}: its json is not a sample record.")
         return str(metadata.get("split") or "train")
 
     def _camera(self, index: int, camera: str | None) -> tuple[str, CameraRecord]:
