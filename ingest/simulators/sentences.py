@@ -1,0 +1,80 @@
+"""One English sentence for each of the 50 Meta-World tasks, in our own words: what a policy is told to do."""
+
+from __future__ import annotations
+
+TASK_SENTENCES: dict[str, str] = {
+    "assembly": "Lift the ring by its handle and slip it over the standing peg.",
+    "basketball": "Pick up the ball and drop it through the hoop.",
+    "bin-picking": "Carry the block from the first bin into the second one.",
+    "box-close": "Take the lid and set it on top of the open box.",
+    "button-press": "Push the button on the front of the box.",
+    "button-press-topdown": "Press the button down from above.",
+    "button-press-topdown-wall": "Reach over the wall and press the button down from above.",
+    "button-press-wall": "Go around the wall and push the button behind it.",
+    "coffee-button": "Start the coffee machine by pressing its button.",
+    "coffee-pull": "Draw the mug away from the coffee machine to the marked spot.",
+    "coffee-push": "Slide the mug under the spout of the coffee machine.",
+    "dial-turn": "Turn the dial half way round.",
+    "disassemble": "Pull the ring up and off the peg.",
+    "door-close": "Swing the open door shut.",
+    "door-lock": "Lock the door by turning its bolt.",
+    "door-open": "Pull the door open by its handle.",
+    "door-unlock": "Unlock the door by turning its bolt back.",
+    "drawer-close": "Push the drawer in until it is closed.",
+    "drawer-open": "Pull the drawer out by its handle.",
+    "faucet-close": "Close the tap by turning its lever.",
+    "faucet-open": "Open the tap by turning its lever.",
+    "hammer": "Grasp the hammer and drive the nail into the block.",
+    "hand-insert": "Lower the gripper into the hole in the table.",
+    "handle-press": "Push the handle down.",
+    "handle-press-side": "Push the handle down from the side.",
+    "handle-pull": "Pull the handle up.",
+    "handle-pull-side": "Pull the handle up from the side.",
+    "lever-pull": "Pull the lever through a quarter turn.",
+    "peg-insert-side": "Put the peg sideways into the hole of the box.",
+    "peg-unplug-side": "Draw the peg sideways out of its socket.",
+    "pick-out-of-hole": "Lift the puck out of the hole and bring it to the marked point.",
+    "pick-place": "Pick up the puck and hold it at the marked point.",
+    "pick-place-wall": "Pick up the puck and carry it over the wall to the marked point.",
+    "plate-slide": "Slide the plate forward into the cabinet.",
+    "plate-slide-back": "Slide the plate back out of the cabinet.",
+    "plate-slide-back-side": "Slide the plate out of the cabinet to the side.",
+    "plate-slide-side": "Slide the plate sideways into the cabinet.",
+    "push": "Push the puck along the table to the marked spot.",
+    "push-back": "Drag the puck back towards the robot to the marked spot.",
+    "push-wall": "Push the puck past the wall to the marked spot.",
+    "reach": "Move the gripper to the marked point.",
+    "reach-wall": "Move the gripper over the wall to the marked point.",
+    "shelf-place": "Lift the block and set it on the shelf.",
+    "soccer": "Kick the ball into the goal.",
+    "stick-pull": "Hook the container with the stick and pull it to the marked spot.",
+    "stick-push": "Use the stick to push the container to the marked spot.",
+    "sweep": "Sweep the block off the table.",
+    "sweep-into": "Sweep the block into the hole in the table.",
+    "window-close": "Slide the window shut.",
+    "window-open": "Slide the window open.",
+}
+TASKS: tuple[str, ...] = tuple(sorted(TASK_SENTENCES))
+
+# The 15 tasks whose goal moves by itself while no pixel of the scene changes with it: there the marker is drawn, or no
+# policy could see where to go. Measured at 128 px in corner2 and corner4: moving only the goal changed 0 pixels in
+# these, at least 14 in the tasks whose goal has a body, and in the rest the goal is fixed or moves with an object.
+GOAL_MARKER_TASKS: frozenset[str] = frozenset(
+    {
+        "coffee-pull",
+        "hand-insert",
+        "pick-out-of-hole",
+        "pick-place",
+        "pick-place-wall",
+        "plate-slide-back",
+        "plate-slide-back-side",
+        "plate-slide-side",
+        "push",
+        "push-back",
+        "push-wall",
+        "reach",
+        "reach-wall",
+        "stick-pull",
+        "stick-push",
+    }
+)
