@@ -1,0 +1,174 @@
+"""A data set's manifest as the page shows it: statistics, and the quarantine table with thumbnails."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from evaluation.report.assets import THUMBNAIL_SIDE, Asset, AssetBox
+from evaluation.report.frames import first_frame_at, stays_inside
+from evaluation.report.inputs import DatasetInput, ReportInputs
+from evaluation.report.text import grouped, show, size
+from infra import storage
+from infra.errors import ForeframeError
+from ingest.reader import ShardDataset, load_manifest
+from ingest.schema import Failure, Manifest
+
+log = logging.getLogger(__name__)
+
+MAX_LISTED = 200
+MAX_SAMPLES = 12
+SAMPLE_SIDE = 220
+# A file refused for one of these has no picture to show, or hurt the decoder once already.
+NO_PICTURE = frozenset({"empty", "not_video", "no_video_stream", "too_large", "crash", "timeout", "unreadable"})
+
+REASON_WORDS = {
+    "empty": "the file holds no bytes",
+    "not_video": "the content is no accepted video container, whatever the name says",
+    "truncated": "the container or stream ends early",
+    "short_decode": "fewer frames decoded than declared",
+    "no_video_stream": "no video stream inside",
+    "too_large": "pixels times frames exceed the recipe's bound",
+    "bad_timestamps": "timestamps do not increase",
+    "bad_annotation": "the annotation is missing, malformed or disagrees with the video",
+    "duplicate": "same content as an earlier clip",
+    "crash": "the decoder died in the isolated second attempt",
+    "timeout": "the decoder hung in the isolated second attempt",
+    "unreadable": "storage could not deliver the file",
+    "decode_error": "any other decoder error",
+}
+
+
+@dataclass(frozen=True)
+class FailureRow:
+    """One quarantined source."""
+
+    path: str
+    source_id: str
+    stage: str
+    reason: str
+    message: str
+    sha256: str
+    thumbnail: Asset | None
+
+
+@dataclass(frozen=True)
+class SamplePicture:
+    """One stored frame of a sample and what it belongs to."""
+
+    picture: Asset
+    caption: str
+
+
+@dataclass(frozen=True)
+class DatasetView:
+    """What the page shows of one data set."""
+
+    name: str
+    version: str
+    facts: tuple[tuple[str, str], ...]
+    statistics: tuple[tuple[str, str], ...]
+    reasons: tuple[tuple[str, int, str], ...]
+    failures: tuple[FailureRow, ...]
+    num_failures: int
+    samples: tuple[SamplePicture, ...]
+    notes: tuple[str, ...]
+
+
+def dataset_view(
+    data: DatasetInput, inputs: ReportInputs, box: AssetBox, *, thumbnails: Mapping[str, bytes]
+) -> DatasetView:
+    """Read a manifest and the pictures that go with it; raises `InputError` when there is no valid manifest."""
+    url = inputs.at(data.url)
+    manifest, version = load_manifest(url)
+    failures = [failure for receipt in manifest.receipts for failure in receipt.failures]
+    source = inputs.at(data.source) if data.source else ""
+    rows = tuple(_failure_row(failure, source, box, thumbnails) for failure in failures[:MAX_LISTED])
+    samples, notes = _sample_pictures(url, box)
+    if len(failures) > MAX_LISTED:
+        notes.append(f"The first {MAX_LISTED} of {len(failures)} quarantined sources are listed.")
+    counted = Counter(failure.reason for failure in failures).most_common()
+    return DatasetView(
+        name=data.name or manifest.name,
+        version=version,
+        facts=_facts(manifest),
+        statistics=tuple((key, show(value)) for key, value in _flatten(manifest.statistics)),
+        reasons=tuple((reason, count, REASON_WORDS[reason]) for reason, count in counted),
+        failures=rows,
+        num_failures=len(failures),
+        samples=samples,
+        notes=tuple(notes),
+    )
+
+
+def _facts(manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    engine = ", ".join(
+        f"{name} {version}" for name, version in sorted(next((r.engine for r in manifest.receipts), {}).items())
+    )
+    return (
+        ("corpus", manifest.corpus),
+        ("layout", manifest.layout),
+        ("samples", grouped(manifest.num_samples)),
+        ("frames", grouped(manifest.num_frames)),
+        ("quarantined", grouped(manifest.num_failures)),
+        ("shards", grouped(len(manifest.receipts))),
+        ("size", size(sum(receipt.tar_bytes for receipt in manifest.receipts))),
+        ("source videos", grouped(len(manifest.inputs))),
+        ("engine", engine or "–"),
+        ("parent", manifest.parent or "none"),
+    )
+
+
+def _flatten(value: object, prefix: str = "") -> list[tuple[str, object]]:
+    if isinstance(value, dict):
+        return [
+            pair for key, inner in value.items() for pair in _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    if isinstance(value, list | tuple):
+        return [(prefix, ", ".join(show(inner) for inner in value))]
+    return [(prefix, value)]
+
+
+def _failure_row(failure: Failure, source: str, box: AssetBox, thumbnails: Mapping[str, bytes]) -> FailureRow:
+    given = thumbnails.get(failure.path)
+    if given is not None:
+        picture: Asset | None = box.inline(given, name=failure.path, kind="image")
+    elif source and failure.reason not in NO_PICTURE:
+        picture = _first_frame(source, failure.path, box)
+    else:
+        picture = None
+    return FailureRow(
+        path=failure.path,
+        source_id=failure.source_id,
+        stage=failure.stage,
+        reason=failure.reason,
+        message=failure.message,
+        sha256=failure.sha256,
+        thumbnail=picture if picture and picture.uri else None,
+    )
+
+
+def _first_frame(source: str, path: str, box: AssetBox) -> Asset | None:
+    if not stays_inside(path):
+        return None
+    frame = first_frame_at(storage.join(source, path))
+    return None if frame is None else box.pixels(frame, name=f"first frame of {path}", max_side=THUMBNAIL_SIDE)
+
+
+def _sample_pictures(url: str, box: AssetBox) -> tuple[tuple[SamplePicture, ...], list[str]]:
+    """The middle frame of samples spread evenly over the data set."""
+    pictures: list[SamplePicture] = []
+    try:
+        data = ShardDataset(url)
+        shown = min(MAX_SAMPLES, len(data))
+        for index in (position * len(data) // shown for position in range(shown)):
+            image = data.frames(index, [data.num_frames(index) // 2])[0]
+            record = data.record(index)
+            caption = data.text(index) or record.label or record.source_id
+            pictures.append(SamplePicture(box.pixels(image, name=record.key, max_side=SAMPLE_SIDE), caption))
+    except (ForeframeError, OSError) as error:
+        log.warning("report: samples of %s: %s", url, error)
+        return tuple(pictures), [f"Samples could not be read: {error}"]
+    return tuple(pictures), []

@@ -1,0 +1,75 @@
+"""`foreframe report KIND PATH`: a report of a whole run, of one data set, or of one evaluation result."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path, PurePosixPath
+
+from evaluation.report.inputs import DatasetInput, ReportInputs
+from evaluation.report.page import write
+from evaluation.report.sections import read_result
+from infra import storage
+from infra.errors import InputError
+
+log = logging.getLogger(__name__)
+
+INPUTS_NAME = "report.json"
+REPORT_NAME = "report.html"
+ENCODER_SUITES = ("label-propagation", "label_propagation")
+
+
+def build(kind: str, path: str, *, output: Path | None = None) -> Path:
+    """Write the report of what lies at `path`, a local folder or an `s3://` address, and return the file.
+
+    `demo`: a run's folder that holds `report.json` (the saved `ReportInputs`); `dataset`: a data set folder;
+    `result`: an evaluation's folder or its `result.json`. The page goes beside a local run or result; for a data set,
+    which never changes, and for a remote place it goes into the working folder. Raises `InputError`.
+    """
+    readers = {"demo": _demo, "dataset": _dataset, "result": _result}
+    if kind not in readers:
+        raise InputError(f"unknown report kind {kind!r}.", remedy=f"Use one of {', '.join(readers)}.")
+    inputs, folder = readers[kind](path)
+    target = output or _target(folder, beside=kind != "dataset")
+    write(inputs, target)
+    log.info("report written to %s", target)
+    return target
+
+
+def _target(folder: str, *, beside: bool) -> Path:
+    if beside and not storage.is_remote(folder):
+        return Path(folder) / REPORT_NAME
+    return Path(f"{PurePosixPath(folder.rstrip('/')).name or 'report'}-{REPORT_NAME}")
+
+
+def save_inputs(inputs: ReportInputs, folder: str) -> str:
+    """Save what a report is made of, so that `build("demo", folder)` makes it again; returns the file's address."""
+    url = storage.join(folder, INPUTS_NAME)
+    storage.write_json(url, inputs.to_json())
+    return url
+
+
+def _demo(path: str) -> tuple[ReportInputs, str]:
+    url = storage.join(path, INPUTS_NAME)
+    if not storage.exists(url):
+        raise InputError(f"{path} holds no {INPUTS_NAME}.", remedy="Give the folder of a finished demo run.")
+    inputs = ReportInputs.parse(storage.read_json(url))
+    if not inputs.base:
+        inputs = inputs.model_copy(update={"base": path})
+    return inputs, path
+
+
+def _dataset(path: str) -> tuple[ReportInputs, str]:
+    name = PurePosixPath(path.rstrip("/")).name
+    inputs = ReportInputs(title=f"Data set {name}", sections=("data",), datasets=(DatasetInput(url=path),))
+    return inputs, path
+
+
+def _result(path: str) -> tuple[ReportInputs, str]:
+    result, folder = read_result(path)
+    title = f"{result.suite} {result.suite_version}".strip()
+    versions = {"code": result.code_version} if result.code_version else {}
+    if result.suite.startswith(ENCODER_SUITES):
+        inputs = ReportInputs(title=title, sections=("encoder", "versions"), encoder_result=folder, versions=versions)
+    else:
+        inputs = ReportInputs(title=title, sections=("policy", "versions"), policy_result=folder, versions=versions)
+    return inputs, folder
