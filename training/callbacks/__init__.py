@@ -1,1 +1,1 @@
-"""Callbacks of foreframe."""
+"""What happens around a training step, one short file each."""

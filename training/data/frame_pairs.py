@@ -30,14 +30,14 @@ class FramePairConfig(Config):
     url: str
     split: Split | None = "train"
     camera: str | None = None
-    gap_min: int = Field(4, ge=1)  # in frames of the source video, both ends included
-    gap_max: int = Field(48, ge=1)
-    repeated_sampling: int = Field(2, ge=1)
-    image_size: int = Field(224, ge=8)
+    gap_min: int = Field(default=4, ge=1)  # in frames of the source video, both ends included
+    gap_max: int = Field(default=48, ge=1)
+    repeated_sampling: int = Field(default=2, ge=1)
+    image_size: int = Field(default=224, ge=8)
     crop_scale: tuple[float, float] = (0.5, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = Field(0.5, ge=0, le=1)
-    seed: int = Field(0, ge=0)
+    flip: float = Field(default=0.5, ge=0, le=1)
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -22,14 +22,12 @@ class RSPConfig(EncoderConfig):
     num_classes: int = 32  # classes of each categorical variable
     norm_pix_loss: bool = True  # the official command line's default is off; paper and README turn it on
     kl_scale: float = Field(default=0.01, ge=0)
-    kl_balance: float = Field(
-        0.8, ge=0, le=1
-    )  # weight of the side that trains the prior (the official flag is 1 - this)
+    # weight of the side that trains the prior (the official flag is 1 - this)
+    kl_balance: float = Field(default=0.8, ge=0, le=1)
     free_bits: float = Field(default=0.1, ge=0)  # nats, on the batch mean of the summed KL
     mask_ratio: float = Field(default=0.75, ge=0, lt=1)
-    noise_scale: float = Field(
-        0.5, ge=0
-    )  # deviation in colour-normalised space, encoder input of the future frame only
+    # deviation in colour-normalised space, encoder input of the future frame only
+    noise_scale: float = Field(default=0.5, ge=0)
 
     latent: Literal["categorical", "gaussian", "none"] = "categorical"  # table 3b; "none" is 3a, deterministic
     masked_autoencoding: bool = True  # table 3c

@@ -30,11 +30,16 @@ def draw_sample(logits: torch.Tensor, config: RSPConfig, generator: torch.Genera
 
 
 def reparameterise(logits: torch.Tensor, sample: torch.Tensor, config: RSPConfig) -> torch.Tensor:
-    """(B, Z) with the logits' gradient: straight-through for one-hot, mean + deviation * unit for the Gaussian."""
+    """(B, Z) with the logits' gradient: straight-through for one-hot, mean + deviation * unit for the Gaussian.
+
+    A categorical sample may be given as uniform numbers (B, V): a draw that does not depend on the rest of the batch.
+    """
     if config.latent == "gaussian":
         mean, deviation = _moments(logits)
         return mean + deviation * sample
     probabilities = _classes(logits, config).softmax(dim=-1)
+    if sample.ndim == 2:
+        sample = _class_of(sample, probabilities.detach())
     return (sample.to(probabilities.dtype) + (probabilities - probabilities.detach())).flatten(1)
 
 
@@ -57,6 +62,12 @@ def clip_kl(kl_B: torch.Tensor, config: RSPConfig) -> tuple[torch.Tensor, torch.
 
 def _classes(logits: torch.Tensor, config: RSPConfig) -> torch.Tensor:
     return logits.view(-1, config.num_latents, config.num_classes)
+
+
+def _class_of(uniform_BV: torch.Tensor, probabilities_BVK: torch.Tensor) -> torch.Tensor:
+    """One-hot (B, V, K) by inverse cumulative probability."""
+    bounds = probabilities_BVK.cumsum(dim=-1)[..., :-1]
+    return F.one_hot((uniform_BV[..., None] >= bounds).sum(dim=-1), probabilities_BVK.shape[-1])
 
 
 def _categorical_kl(posterior: torch.Tensor, prior: torch.Tensor, config: RSPConfig) -> torch.Tensor:

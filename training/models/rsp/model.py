@@ -35,7 +35,7 @@ class RSPDraws(NamedTuple):
     """Every random number of a forward pass, each optional; what is None is drawn, in this order."""
 
     future_noise: torch.Tensor | None = None  # (B, 3, H, W) unit normal; target masking: (B, L) uniform
-    posterior_sample: torch.Tensor | None = None  # (B, V, K) one-hot; Gaussian latent: (B, V) unit normal
+    posterior_sample: torch.Tensor | None = None  # (B, V, K) one-hot or (B, V) uniform; Gaussian: (B, V) unit normal
     prior_sample: torch.Tensor | None = None  # likewise
     mask_noise: torch.Tensor | None = None  # (B, L) whose argsort is the shuffle
 
