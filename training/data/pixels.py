@@ -57,7 +57,8 @@ def central_crop(height: int, width: int, *, ratio: tuple[float, float]) -> Box:
 def crop_resize(images_NHW3: npt.NDArray[np.uint8], box: Box, size: int, *, flip: bool = False) -> torch.Tensor:
     """One box out of every image, resized to (N, 3, size, size) uint8, all of them mirrored with `flip`.
 
-    The memory format is channels last: the fast path of the uint8 kernel, which agrees with PIL to 0.001 levels.
+    The memory format is channels last: the fast path of the uint8 kernel, which agrees with
+    Pillow's horizontal-then-vertical passes to a hundredth of a level on average.
     """
     bottom, right = box.top + box.height, box.left + box.width
     crops = torch.from_numpy(images_NHW3)[:, box.top : bottom, box.left : right].permute(0, 3, 1, 2)
