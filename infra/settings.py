@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     tracking_uri: str = ""  # empty: sqlite in the home folder
     ray_address: str = ""  # GCS address of a running cluster, host:port
     ray_dashboard_url: str = ""  # the Jobs API lives there
+    ray_token_path: str = ""  # file with the token that API asks for
     backend: Literal["inline", "local", "jobs"] = "local"
     cache_folder: str = "~/.cache/foreframe/shards"  # whole shards of s3:// data sets, one folder per node
     cache_bytes: int = 50_000_000_000
