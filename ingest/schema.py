@@ -53,6 +53,7 @@ class Clip(Config):
     label: str = ""
     declared_num_frames: int | None = None
     trajectory: str = ""
+    problem: str = ""  # why the annotation cannot be used; such a clip ends in the ledger as bad_annotation
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -110,6 +111,7 @@ class Receipt(Config):
     num_members: int
     failures: tuple[Failure, ...] = ()
     engine: dict[str, str] = Field(default_factory=dict)  # versions that decide the bytes
+    statistics: dict[str, Any] = Field(default_factory=dict)  # sums and histograms that the manifest adds up
 
 
 class Manifest(Config):

@@ -1,1 +1,42 @@
-"""Corpora of foreframe."""
+"""Source formats, one module each with the same two functions; a corpus knows no model and no shard."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from infra.errors import ConfigError
+from ingest.corpora import annotated, folder, metaworld
+from ingest.schema import Clip
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+class Corpus(Protocol):
+    """What each module of this package offers. `root` is a local folder or an `s3://` prefix."""
+
+    def list_clips(self, root: str) -> list[Clip]:
+        """Every clip, broken ones included, sorted by `source_id`.
+
+        Raises `InputError` naming the file expected when `root` is not laid out like this corpus.
+        """
+        ...
+
+    def read_trajectory(self, root: str, clip: Clip) -> Arrays:
+        """Arrays of a clip with a `trajectory`, first axis time (T or T - 1). Raises `InputError`."""
+        ...
+
+
+CORPORA: dict[str, Corpus] = {"annotated": annotated, "folder": folder, "metaworld": metaworld}
+
+
+def corpus_module(name: str) -> Corpus:
+    """The module of a corpus; `ConfigError` with a suggestion for an unknown name."""
+    if name not in CORPORA:
+        near = difflib.get_close_matches(name, CORPORA, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(CORPORA))}."
+        raise ConfigError(f"unknown corpus {name!r}.", remedy=hint)
+    return CORPORA[name]

@@ -1,0 +1,214 @@
+"""Building one shard, so that a crash at any instant costs only the work since the last receipt.
+
+Shard bytes are a function of the plan and the engine's versions. The order of a commit is tar, index, receipt, and the
+receipt is create-only: what has no receipt does not exist, and two workers on one shard write the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from infra.faults import fault_point
+from infra.media_transcode import engine_fingerprint
+from infra.storage import create_only, is_remote, join, list_names, put_file, remove, write_json
+from ingest.isolate import transcode_here, transcode_isolated
+from ingest.plan import PlannedShard
+from ingest.receipt import commit_receipt
+from ingest.recipe import IngestConfig
+from ingest.sample import ClipError, Encode, build_sample
+from ingest.schema import Failure, Receipt, SampleRecord, shard_name
+from ingest.shard import ShardSummary, ShardWriter, index_path
+from ingest.watchdog import deadline
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = "attempts"
+BUILDING = ".building"
+
+
+def build_shard(planned: PlannedShard, config: IngestConfig, *, plan_id: str) -> Receipt:
+    """Build and commit one shard; returns its receipt.
+
+    If an earlier attempt at it died, every video is decoded in a limited child this time.
+    """
+    started = time.monotonic()
+    with _attempt(config.output, planned.shard) as attempt, _workspace(config.output, planned.shard) as folder:
+        encode = _encoder(config, isolated=attempt > 0)
+        tar = folder / f"{shard_name(planned.shard)}.tar"
+        summary, tally, seconds = _write_tar(tar, planned, config, encode)
+        receipt = Receipt(
+            shard=planned.shard,
+            plan_id=plan_id,
+            tar_sha256=summary.tar_sha256,
+            idx_sha256=summary.idx_sha256,
+            tar_bytes=summary.tar_bytes,
+            num_samples=summary.num_samples,
+            num_frames=tally.num_frames,
+            num_members=summary.num_members,
+            failures=tuple(
+                sorted((*planned.failures, *tally.failures), key=lambda failure: (failure.source_id, failure.key))
+            ),
+            engine=engine_fingerprint(config.recipe.engine),
+            statistics=tally.statistics(),
+        )
+        _publish(tar, config.output, receipt)
+    _write_log(config.output, receipt, attempt=attempt, started=started, seconds=seconds)
+    return receipt
+
+
+def _sorted(failures: tuple[Failure, ...]) -> tuple[Failure, ...]:
+    return tuple(sorted(failures, key=lambda failure: (failure.source_id, failure.key)))
+
+
+class Tally:
+    """What a shard's samples add up to."""
+
+    def __init__(self) -> None:
+        self.failures: list[Failure] = []
+        self.num_frames = 0
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in ("size", "fps", "label", "split")}
+        self._milliseconds = 0
+
+    def add(self, record: SampleRecord) -> None:
+        """Count one sample."""
+        for camera in record.cameras.values():
+            self.num_frames += camera.num_frames
+            self._counts["size"][f"{camera.width}x{camera.height}"] += 1
+            self._counts["fps"][f"{camera.fps:g}"] += 1
+        camera = next(iter(record.cameras.values()))
+        self._milliseconds += round(1000 * camera.num_frames / camera.fps)
+        self._counts["label"][record.label] += 1
+        self._counts["split"][str(record.metadata["split"])] += 1
+
+    def statistics(self) -> dict[str, Any]:
+        """Integers only, so that their sum over shards is exact."""
+        counts = {name: dict(sorted(counter.items())) for name, counter in self._counts.items()}
+        return {"milliseconds": self._milliseconds, **counts}
+
+
+def _write_tar(
+    tar: Path, planned: PlannedShard, config: IngestConfig, encode: Encode
+) -> tuple[ShardSummary, Tally, dict[str, float]]:
+    tally, seconds = Tally(), dict[str, float]()
+    with ShardWriter(tar) as writer:
+        for clip in planned.clips:
+            started = time.monotonic()
+            try:
+                record, members = build_sample(
+                    clip, root=config.source, corpus=config.corpus, layout=config.recipe.layout, encode=encode
+                )
+            except ClipError as error:
+                tally.failures.append(error.failure)
+                log.info("%s refused: %s (%s)", clip.clip.source_id, error.failure.reason, error.failure.message)
+            else:
+                writer.add(clip.key, members)
+                tally.add(record)
+            seconds[clip.key] = round(time.monotonic() - started, 4)
+            fault_point("ingest.after_clip")
+    return writer.close(), tally, seconds
+
+
+def _encoder(config: IngestConfig, *, isolated: bool) -> Encode:
+    settings, recipe = config.recipe.transcoding(), config.recipe
+    if isolated:
+        return lambda path, span: transcode_isolated(path, settings, span, memory_bytes=recipe.item_memory_bytes)
+    return partial(_encode_watched, settings=settings, timeout_s=recipe.item_timeout_s)
+
+
+def _encode_watched(path: Path, span: Any, *, settings: Any, timeout_s: float) -> Any:
+    with deadline(timeout_s):
+        return transcode_here(path, settings, span)
+
+
+def _publish(tar: Path, output: str, receipt: Receipt) -> None:
+    name = shard_name(receipt.shard)
+    index = index_path(tar)
+    fault_point("ingest.before_tar")
+    put_file(tar, join(output, f"{name}.tar"))
+    fault_point("ingest.after_tar")
+    put_file(index, join(output, f"{name}.idx"))
+    fault_point("ingest.after_idx")
+    commit_receipt(output, receipt)
+    fault_point("ingest.after_receipt")
+
+
+@contextlib.contextmanager
+def _attempt(output: str, shard: int) -> Iterator[int]:
+    """How many attempts at this shard died before; this one leaves its mark unless it ends by itself."""
+    stem = f"{shard_name(shard)}."
+    marks = [name for name in list_names(join(output, ATTEMPTS)) if name.startswith(stem)]
+    mine = join(output, ATTEMPTS, f"{stem}{uuid.uuid4().hex}")
+    create_only(mine, b"")
+    if marks:
+        log.warning("%s: %d earlier attempt(s) died; decoding each video in a child", shard_name(shard), len(marks))
+    try:
+        yield len(marks)
+    finally:
+        remove(mine)
+    for name in marks:
+        remove(join(output, ATTEMPTS, name))
+
+
+@contextlib.contextmanager
+def _workspace(output: str, shard: int) -> Iterator[Path]:
+    """An empty folder for the unfinished tar: on the output's disk, so that publishing is a rename."""
+    if is_remote(output):
+        with tempfile.TemporaryDirectory(prefix="foreframe-") as name:
+            yield Path(name)
+        return
+    # The name says who may still be using it.
+    name = f"{shard_name(shard)}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    folder = Path(output) / BUILDING / name
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(output: str) -> None:
+    """Remove what dead builders of this machine left behind."""
+    if is_remote(output):
+        return
+    building = Path(output) / BUILDING
+    for folder in building.glob("*") if building.is_dir() else ():
+        host, _, pid = folder.name.partition(".")[2].rpartition(".")[0].rpartition(".")
+        if host == socket.gethostname() and pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+    for folder in (building, Path(output) / ATTEMPTS):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _write_log(output: str, receipt: Receipt, *, attempt: int, started: float, seconds: dict[str, float]) -> None:
+    """What differs from run to run: beside the receipt, hashed by nothing."""
+    record = {
+        "attempt": attempt,
+        "host": socket.gethostname(),
+        "finished_unix_s": round(time.time(), 3),
+        "seconds": round(time.monotonic() - started, 3),
+        "seconds_per_clip": seconds,
+    }
+    write_json(join(output, f"{shard_name(receipt.shard)}.log.json"), record)

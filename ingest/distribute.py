@@ -1,0 +1,72 @@
+"""Shards over a Ray cluster with Ray Data: one row is one shard, what comes back is its receipt.
+
+No pixel passes the object store. A worker that dies is replaced by Ray; the shard's next attempt sees the mark of the
+dead one and isolates each video.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from infra.errors import DataError, ForeframeError, InputError, ServiceError, StorageError
+from infra.ray_runtime import connect
+from ingest.build import build_shard
+from ingest.plan import PlannedShard
+from ingest.recipe import IngestConfig
+from ingest.schema import Receipt
+
+log = logging.getLogger(__name__)
+
+MAX_RETRIES = 3  # of a shard whose worker died
+ERRORS = {kind.__name__: kind for kind in (DataError, InputError, StorageError)}
+
+
+def build_on_ray(shards: list[PlannedShard], config: IngestConfig, *, plan_id: str) -> Iterator[Receipt]:
+    """Receipts in the order in which the shards finish."""
+    with connect(config.workers):
+        import ray.data
+        from ray.exceptions import RayError
+
+        _quiet(ray.data.DataContext.get_current())
+        rows = [{"shard": json.dumps(shard.to_json())} for shard in shards]
+        built = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            build_row,
+            fn_kwargs={"config": config.to_json(), "plan_id": plan_id},
+            num_cpus=1,
+            concurrency=config.workers,
+            max_retries=MAX_RETRIES,
+        )
+        try:
+            for row in built.iter_rows():
+                yield _receipt_of(row)
+        except RayError as error:
+            raise ServiceError(
+                f"building shards on Ray failed: {str(error).strip().splitlines()[-1]}.",
+                remedy="Run again: committed shards stay, and the rest is built with each video isolated.",
+            ) from error
+
+
+def build_row(row: dict[str, Any], *, config: dict[str, Any], plan_id: str) -> dict[str, Any]:
+    """What a worker does with one row. Errors that name a cause travel as data, so that no trace hides them."""
+    logging.basicConfig(level=logging.INFO)
+    try:
+        receipt = build_shard(PlannedShard.parse(json.loads(row["shard"])), IngestConfig.parse(config), plan_id=plan_id)
+    except ForeframeError as error:
+        return {"receipt": "", "error": type(error).__name__, "message": error.message, "remedy": error.remedy}
+    return {"receipt": json.dumps(receipt.to_json()), "error": "", "message": "", "remedy": ""}
+
+
+def _receipt_of(row: dict[str, Any]) -> Receipt:
+    if row["error"]:
+        raise ERRORS.get(row["error"], ForeframeError)(row["message"], remedy=row["remedy"])
+    return Receipt.parse(json.loads(row["receipt"]))
+
+
+def _quiet(context: Any) -> None:
+    """Our own log says what is going on."""
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -1,0 +1,198 @@
+"""One ingest from end to end: plan once, build the shards that have no receipt, write the manifest.
+
+Every step is done or not done by what lies in the output; running again continues, and does nothing at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from infra.digests import pretty_json, sha256_bytes, short
+from infra.errors import DataError, InputError, TooManyFailuresError
+from infra.faults import fault_point
+from infra.storage import absolute, create_only, exists, join, read_bytes, read_json
+from ingest.build import build_shard, sweep
+from ingest.corpora import corpus_module
+from ingest.plan import PLAN_NAME, Plan, PlannedShard, make_plan
+from ingest.reader import MANIFEST_NAME, load_manifest
+from ingest.receipt import committed_shards, failure_ledger, read_receipt
+from ingest.recipe import IngestConfig
+from ingest.schema import Failure, Manifest, Receipt
+from ingest.sources import inspect_clips
+
+log = logging.getLogger(__name__)
+
+NAMED_EXAMPLES = 3
+
+
+def run(config: IngestConfig) -> Manifest:
+    """Build the data set, or what is missing of it. Raises `TooManyFailuresError`, `InputError`, `DataError`."""
+    config = config.model_copy(update={"source": absolute(config.source), "output": absolute(config.output)})
+    finished = _finished(config)
+    if finished is not None:
+        log.info("%s is complete (%d samples): nothing to do", config.output, finished.num_samples)
+        return finished
+    plan = prepare_plan(config)
+    sweep(config.output)
+    receipts = _build_all(plan, config)
+    manifest = _commit(plan, receipts, config)
+    sweep(config.output)
+    log.info("%s: %d samples, %d failures", config.output, manifest.num_samples, manifest.num_failures)
+    return manifest
+
+
+def describe(config: IngestConfig) -> dict[str, Any]:
+    """The plan's summary without writing anything: clips, hours, shards, bytes."""
+    config = config.model_copy(update={"source": absolute(config.source), "output": absolute(config.output)})
+    plan = _stored_plan(config) or _new_plan(config)
+    committed = len(committed_shards(config.output))
+    return {**plan.summary(), "shards_committed": committed, "complete": exists(join(config.output, MANIFEST_NAME))}
+
+
+def prepare_plan(config: IngestConfig) -> Plan:
+    """The plan this output already follows, else a new one, written create-only."""
+    plan = _stored_plan(config)
+    if plan is None:
+        made = _new_plan(config)
+        fault_point("ingest.before_plan")
+        created = create_only(join(config.output, PLAN_NAME), pretty_json(made.to_json()))
+        fault_point("ingest.after_plan")
+        plan = made if created else _stored_plan(config)
+        assert plan is not None
+    log.info("plan %s: %s", short(plan.plan_id), plan.summary())
+    return plan
+
+
+def manifest_version(output: str) -> str:
+    """The data set's version: sha256 of its manifest."""
+    return sha256_bytes(read_bytes(join(output, MANIFEST_NAME)))
+
+
+def _finished(config: IngestConfig) -> Manifest | None:
+    if not exists(join(config.output, MANIFEST_NAME)):
+        return None
+    manifest, _ = load_manifest(config.output)
+    _check_same(config, manifest.name, manifest.corpus, manifest.recipe)
+    return manifest
+
+
+def _stored_plan(config: IngestConfig) -> Plan | None:
+    place = join(config.output, PLAN_NAME)
+    if not exists(place):
+        return None
+    plan = Plan.parse(read_json(place))
+    _check_same(config, plan.name, plan.corpus, plan.recipe)
+    return plan
+
+
+def _check_same(config: IngestConfig, name: str, corpus: str, recipe: dict[str, Any]) -> None:
+    asked, found = (config.name, config.corpus, config.recipe.identity()), (name, corpus, recipe)
+    if asked == found:
+        return
+    differing = [key for key, value in config.recipe.identity().items() if recipe.get(key) != value]
+    what = f"recipe fields {', '.join(differing)}" if differing else f"name or corpus ({name!r}, {corpus!r})"
+    raise DataError(
+        f"{config.output} already holds an ingest with other {what}.", remedy="Give each data set its own output."
+    )
+
+
+def _new_plan(config: IngestConfig) -> Plan:
+    clips = corpus_module(config.corpus).list_clips(config.source)
+    if not clips:
+        raise InputError(f"{config.source} holds no clip of corpus {config.corpus!r}.")
+    inspected = inspect_clips(config.source, clips, config.recipe)
+    return make_plan(inspected, corpus=config.corpus, name=config.name, recipe=config.recipe)
+
+
+def _build_all(plan: Plan, config: IngestConfig) -> list[Receipt]:
+    committed = set(committed_shards(config.output))
+    receipts = [
+        read_receipt(config.output, shard.shard, plan_id=plan.plan_id)
+        for shard in plan.shards
+        if shard.shard in committed
+    ]
+    _check_failures(receipts, plan, config)
+    missing = [shard for shard in plan.shards if shard.shard not in committed]
+    missing.sort(key=lambda shard: -shard.estimated_bytes)  # the longest first, so that the end is not one of them
+    if committed:
+        log.info("resuming: %d of %d shards are committed", len(receipts), len(plan.shards))
+    for receipt in _build(missing, plan, config):
+        receipts.append(receipt)
+        log.info("shard %d committed (%d of %d)", receipt.shard, len(receipts), len(plan.shards))
+        _check_failures(receipts, plan, config)
+    return sorted(receipts, key=lambda receipt: receipt.shard)
+
+
+def _build(missing: list[PlannedShard], plan: Plan, config: IngestConfig) -> Iterator[Receipt]:
+    if config.workers == 0 or not missing:
+        for shard in missing:
+            yield build_shard(shard, config, plan_id=plan.plan_id)
+        return
+    from ingest.distribute import build_on_ray
+
+    yield from build_on_ray(missing, config, plan_id=plan.plan_id)
+
+
+def _check_failures(receipts: list[Receipt], plan: Plan, config: IngestConfig) -> None:
+    """Stop only when too much of the plan has failed. A duplicate is no failure of its source."""
+    failures = [failure for failure in failure_ledger(receipts) if failure.reason != "duplicate"]
+    if len(failures) <= config.recipe.max_failure_share * plan.num_clips:
+        return
+    counts = Counter(failure.reason for failure in failures)
+    reason, count = min(counts.items(), key=lambda item: (-item[1], item[0]))
+    examples = [failure for failure in failures if failure.reason == reason][:NAMED_EXAMPLES]
+    raise TooManyFailuresError(
+        f"{len(failures)} of {plan.num_clips} clips failed, more than the allowed share "
+        f"{config.recipe.max_failure_share:g}; mostly {reason} ({count}): {_named(examples)}.",
+        remedy="Mend the sources and use a new output, or raise recipe.max_failure_share and run again.",
+    )
+
+
+def _named(failures: Iterable[Failure]) -> str:
+    return "; ".join(f"{failure.path} ({failure.message})" for failure in failures)
+
+
+def _commit(plan: Plan, receipts: list[Receipt], config: IngestConfig) -> Manifest:
+    manifest = Manifest(
+        name=plan.name,
+        corpus=plan.corpus,
+        layout=config.recipe.layout,
+        plan_id=plan.plan_id,
+        recipe=plan.recipe,
+        receipts=tuple(receipts),
+        num_samples=sum(receipt.num_samples for receipt in receipts),
+        num_frames=sum(receipt.num_frames for receipt in receipts),
+        num_failures=sum(len(receipt.failures) for receipt in receipts),
+        statistics=_statistics(receipts),
+        inputs=plan.inputs,
+    )
+    data = pretty_json(manifest.to_json())
+    place = join(config.output, MANIFEST_NAME)
+    fault_point("ingest.before_manifest")
+    if not create_only(place, data) and read_bytes(place) != data:
+        raise DataError(f"{place} exists with other content.", remedy="Was a shard's file edited? Use a new output.")
+    fault_point("ingest.after_manifest")
+    return Manifest.parse(json.loads(data))
+
+
+def _statistics(receipts: list[Receipt]) -> dict[str, Any]:
+    """Sums over the shards, and the failures by reason."""
+    milliseconds = 0
+    counts: dict[str, Counter[str]] = {}
+    for receipt in receipts:
+        for name, value in receipt.statistics.items():
+            if isinstance(value, dict):
+                counts.setdefault(name, Counter()).update(value)
+            else:
+                milliseconds += value
+    reasons = Counter(failure.reason for failure in failure_ledger(receipts))
+    return {
+        "seconds": milliseconds / 1000,
+        "tar_bytes": sum(receipt.tar_bytes for receipt in receipts),
+        "failures": dict(sorted(reasons.items())),
+        **{name: dict(sorted(counter.items())) for name, counter in counts.items()},
+    }

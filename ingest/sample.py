@@ -1,0 +1,156 @@
+"""From a planned clip to the members of its sample, or to the one failure that says why not."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from infra.digests import pretty_json
+from infra.errors import InputError
+from infra.media import MediaError
+from infra.media_transcode import Transcoded
+from ingest.corpora import Arrays, corpus_module
+from ingest.plan import PlannedClip, failure_of
+from ingest.schema import CameraRecord, Failure, Layout, SampleRecord, frame_suffix, video_suffix
+from ingest.shard import Member
+from ingest.sources import check_content, fetched
+
+HEADER_REASONS = frozenset({"empty", "not_video", "truncated", "no_video_stream", "too_large"})
+Encode = Callable[[Path, tuple[int, int | None]], Transcoded]
+
+
+class ClipError(Exception):
+    """A clip that becomes a failure; holds the ledger's entry."""
+
+    def __init__(self, failure: Failure) -> None:
+        self.failure = failure
+        super().__init__(failure.message)
+
+
+def build_sample(
+    planned: PlannedClip, *, root: str, corpus: str, layout: Layout, encode: Encode
+) -> tuple[SampleRecord, list[Member]]:
+    """Decode and encode all cameras of a clip and add its words and arrays. Raises `ClipError`."""
+    if not planned.clip.videos:
+        raise _error(planned, "annotation", "bad_annotation", planned.clip.problem or "the clip names no video")
+    # Pixels first: a broken video says so even if its annotation is broken too.
+    cameras = [_encode_camera(planned, number, root, encode) for number in range(len(planned.clip.videos))]
+    _check_annotation(planned, cameras)
+    arrays = _trajectory(planned, cameras, root, corpus)
+    record = _record(planned, cameras, corpus, layout, has_arrays=bool(arrays))
+    names = list(record.cameras)
+    if layout == "video":
+        arrays = arrays | {"timestamps": cameras[0].timestamps_s}
+        pixels = [Member(video_suffix(name), camera.members[0]) for name, camera in zip(names, cameras, strict=True)]
+    else:
+        pixels = [
+            Member(frame_suffix(index, name), data, number)
+            for name, camera in zip(names, cameras, strict=True)
+            for index, (data, number) in enumerate(zip(camera.members, camera.frame_numbers, strict=True))
+        ]
+    members = [Member("json", pretty_json(record.to_json())), *pixels]
+    if record.text:
+        members.append(Member("txt", record.text.encode()))
+    if arrays:
+        members.append(Member("npz", pack_arrays(arrays)))
+    return record, members
+
+
+def pack_arrays(arrays: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
+    """An npz whose bytes follow from the arrays: sorted names, numpy's fixed date."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{name: arrays[name] for name in sorted(arrays)})  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _encode_camera(planned: PlannedClip, number: int, root: str, encode: Encode) -> Transcoded:
+    video = planned.clip.videos[number]
+    try:
+        with fetched(root, video.path) as local:
+            check_content(local, video)
+            return encode(local, (planned.first_frame, planned.end_frame))
+    except MediaError as error:
+        stage = "probe" if error.reason in HEADER_REASONS else "read" if error.reason == "unreadable" else "decode"
+        raise _error(planned, stage, error.reason, error.message, number) from None
+
+
+def _check_annotation(planned: PlannedClip, cameras: list[Transcoded]) -> None:
+    clip = planned.clip
+    if clip.problem:
+        raise _error(planned, "annotation", "bad_annotation", clip.problem)
+    for number, camera in enumerate(cameras):
+        declared = clip.declared_num_frames
+        message = f"the annotation declares {declared} frames, the video has {camera.source_frames}"
+        if declared is not None and camera.source_frames < declared:
+            raise _error(planned, "decode", "short_decode", message, number)
+        if declared is not None and camera.source_frames > declared:
+            raise _error(planned, "annotation", "bad_annotation", message, number)
+    if len({len(camera.frame_numbers) for camera in cameras}) > 1:
+        counts = ", ".join(str(camera.source_frames) for camera in cameras)
+        raise _error(planned, "annotation", "bad_annotation", f"its cameras have different numbers of frames: {counts}")
+
+
+def _trajectory(planned: PlannedClip, cameras: list[Transcoded], root: str, corpus: str) -> Arrays:
+    """The span's part of the arrays, at the source's rate whatever the stride."""
+    if not planned.clip.trajectory:
+        return {}
+    try:
+        arrays = corpus_module(corpus).read_trajectory(root, planned.clip)
+    except InputError as error:
+        # The remedy and the place are the reader's; the record keeps what does not depend on where the corpus lies.
+        raise _error(planned, "annotation", "bad_annotation", error.message.replace(root, "").lstrip("/")) from None
+    frames = cameras[0].source_frames
+    for name, values in arrays.items():
+        if values.ndim == 0 or len(values) not in (frames - 1, frames):
+            message = f"{name} has shape {tuple(values.shape)} for {frames} frames"
+            raise _error(planned, "annotation", "bad_annotation", message)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise _error(planned, "annotation", "bad_annotation", f"{name} is not finite everywhere")
+    return {name: values[planned.first_frame : planned.end_frame] for name, values in arrays.items()}
+
+
+def _record(
+    planned: PlannedClip, cameras: list[Transcoded], corpus: str, layout: Layout, *, has_arrays: bool
+) -> SampleRecord:
+    clip = planned.clip
+    stored = {
+        video.camera: CameraRecord(
+            source=video,
+            width=camera.width,
+            height=camera.height,
+            fps=camera.fps,
+            num_frames=len(camera.frame_numbers),
+            frame_numbers=_numbers(camera),
+        )
+        for video, camera in zip(clip.videos, cameras, strict=True)
+    }
+    whole = planned.first_frame == 0 and planned.end_frame is None
+    times = cameras[0].timestamps_s
+    return SampleRecord(
+        key=planned.key,
+        source_id=clip.source_id,
+        corpus=corpus,
+        layout=layout,
+        cameras=stored,
+        start_s=clip.start_s if whole else float(times[0]),
+        end_s=clip.end_s if whole else float(times[-1]) + 1 / cameras[0].fps,
+        text=clip.text,
+        label=clip.label,
+        has_arrays=has_arrays,
+        metadata={**clip.metadata, "split": planned.split},
+    )
+
+
+def _numbers(camera: Transcoded) -> tuple[int, ...] | None:
+    return None if camera.frame_numbers == tuple(range(len(camera.frame_numbers))) else camera.frame_numbers
+
+
+def _error(planned: PlannedClip, stage: str, reason: str, message: str, video: int = 0) -> ClipError:
+    first = planned.first_frame
+    return ClipError(
+        failure_of(planned.clip, stage=stage, reason=reason, message=message, video=video, first_frame=first)
+    )
