@@ -150,7 +150,7 @@ def test_batches_hold_the_frames_they_name(tmp_path):
     batch = dataset.__getitems__([(0, 1), (3, 0), (0, 0)])
     assert batch.images.shape == (6, 2, 3, 16, 16)
     assert batch.images.dtype == torch.uint8
-    assert batch.clips.tolist() == [1, 0, 0]
+    assert batch.visits.tolist() == [[0, 1], [3, 0], [0, 0]]
     assert len(batch) == 3
     levels = batch.images.double().mean((2, 3, 4))
     torch.testing.assert_close(levels, 2.0 * batch.source_frames.double(), atol=1.0, rtol=0)
@@ -194,15 +194,6 @@ def test_a_sample_depends_on_its_key_and_not_on_its_company(tmp_path):
     assert not torch.equal(dataset[(1, 3)].images, alone)
     other_seed = FramePairDataset(FramePairConfig(url=url, image_size=16, seed=1))
     assert not torch.equal(other_seed[(2, 3)].images, alone)
-
-
-def test_micro_batches_are_the_batch(tmp_path):
-    dataset = FramePairDataset(FramePairConfig(url=make_frames_dataset(tmp_path / "d", size=32), image_size=16))
-    batch = dataset.__getitems__([(0, clip) for clip in range(4)] + [(1, 0)])
-    parts = batch.split(2)
-    assert [len(part) for part in parts] == [2, 2, 1]
-    assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
-    assert torch.equal(torch.cat([part.clips for part in parts]), batch.clips)
 
 
 def test_a_clip_of_one_frame_is_an_error_that_names_it(tmp_path):

@@ -40,7 +40,7 @@ def digests(dataset: FramePairDataset, *, world_size: int = 1, num_workers: int 
     ]
     found = []
     for ranks in zip(*loaders, strict=True):
-        parts = [(batch.images, batch.source_frames, batch.clips) for batch in ranks]
+        parts = [(batch.images, batch.source_frames, batch.visits) for batch in ranks]
         whole = [torch.cat(tensors).contiguous().numpy().tobytes() for tensors in zip(*parts, strict=True)]
         found.append(hashlib.sha256(b"".join(whole)).hexdigest())
     return found

@@ -57,20 +57,14 @@ class FramePairBatch:
 
     images: torch.Tensor  # (B*R, 2, 3, S, S) uint8, [:, 0] current, [:, 1] future; channels last in memory
     source_frames: torch.Tensor  # (B*R, 2) int64 frame numbers in the source video
-    clips: torch.Tensor  # (B,) int64 index of the clip in the data set
+    visits: torch.Tensor  # (B, 2) int64: epoch and clip
 
     def __len__(self) -> int:
-        return len(self.clips)
-
-    def split(self, num_clips: int) -> list[FramePairBatch]:
-        """Views of at most `num_clips` clips each: micro-batches."""
-        pairs = num_clips * (len(self.images) // max(len(self), 1))
-        parts = zip(self.images.split(pairs), self.source_frames.split(pairs), self.clips.split(num_clips), strict=True)
-        return [FramePairBatch(*part) for part in parts]
+        return len(self.visits)
 
     def pin_memory(self) -> FramePairBatch:
         """Called by the loader: page-locked memory for asynchronous copies to a GPU."""
-        return FramePairBatch(self.images.pin_memory(), self.source_frames, self.clips)
+        return FramePairBatch(self.images.pin_memory(), self.source_frames, self.visits)
 
 
 class FramePairDataset(Dataset[FramePairBatch]):
@@ -100,8 +94,7 @@ class FramePairDataset(Dataset[FramePairBatch]):
         for position, (epoch, clip) in enumerate(visits):
             rows = slice(position * config.repeated_sampling, (position + 1) * config.repeated_sampling)
             self._fill(images_channels_first[rows], source_frames[rows], epoch, clip)
-        clips = torch.tensor([clip for _, clip in visits], dtype=torch.int64)
-        return FramePairBatch(images_channels_first, source_frames, clips)
+        return FramePairBatch(images_channels_first, source_frames, torch.tensor(visits, dtype=torch.int64).view(-1, 2))
 
     def _fill(self, images: torch.Tensor, source_frames: torch.Tensor, epoch: int, clip: int) -> None:
         config = self.config
