@@ -25,6 +25,8 @@ VIDEO_SUFFIXES = (".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 MAX_STREAMS = 64
 MAX_FPS = 1000
+MATROSKA_TICK_S = 0.001  # its times are rounded to milliseconds
+MIN_REGULAR, MAX_GAPS = 8, 3
 _MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid")
 
 Source = Path | bytes
@@ -116,6 +118,8 @@ def scan(source: Source, *, limits: VideoLimits = DEFAULT_LIMITS) -> Timeline:
     pts = np.sort(np.asarray(packets.pts, np.int64))
     if np.any(np.diff(pts) <= 0):
         raise MediaError("bad_timestamps", "two frames have the same presentation time")
+    if info.container == "matroska":
+        _check_gaps(pts, float(time_base))
     return Timeline(info, time_base, pts, np.sort(np.asarray(packets.keyframes, np.int64)))
 
 
@@ -193,6 +197,8 @@ def _video_stream(container: Any) -> Any:
 
 
 def _describe(stream: Any) -> VideoInfo:
+    if stream.codec_context is None:
+        raise MediaError("no_video_stream", "there is no decoder for its codec")
     rate = stream.average_rate or stream.guessed_rate
     if not rate or not 0 < rate <= MAX_FPS:
         raise MediaError("bad_timestamps", f"the frame rate is {rate}, not within 0..{MAX_FPS}")
@@ -256,10 +262,24 @@ def _check_complete(packets: _Packets, info: VideoInfo, stream: Any) -> None:
             raise MediaError("truncated", f"{packets.stored} of {info.declared_frames} declared frames are stored")
     if info.container == "matroska" and info.duration_s:
         start_s = (stream.container.start_time or 0) / av.time_base
-        if packets.end_s < start_s + info.duration_s - tolerance_s - 0.05:
+        if packets.end_s < start_s + info.duration_s - tolerance_s / 2:
             raise MediaError(
                 "truncated", f"the streams end at {packets.end_s:.2f} s of {info.duration_s:.2f} declared seconds"
             )
+
+
+def _check_gaps(pts: npt.NDArray[np.int64], time_base: float) -> None:
+    """WebM declares no number of frames; but where all frames but a few keep one exact distance, those few are lost.
+
+    Recordings of variable rate, whose distances scatter, are not judged.
+    """
+    distances = np.diff(pts) * time_base
+    if len(distances) < MIN_REGULAR:
+        return
+    usual = float(np.median(distances))
+    odd = np.flatnonzero(np.abs(distances - usual) > MATROSKA_TICK_S + time_base)
+    if 0 < len(odd) <= MAX_GAPS and np.all(distances[odd] > 1.5 * usual):
+        raise MediaError("short_decode", f"frames are missing after frame {int(odd[0])}: the even frame times jump")
 
 
 def _has_edit_list(info: VideoInfo, stream: Any) -> bool:

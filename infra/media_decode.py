@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import av
 import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from infra.media import DEFAULT_LIMITS, MediaError, Source, Timeline, VideoLimits, open_video, scan
+from infra.media import DEFAULT_LIMITS, MediaError, Source, Timeline, VideoLimits, open_video, reason_of, scan
 
 Image = npt.NDArray[np.uint8]
 SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND  # bicubic as in the papers' preparation
@@ -79,7 +80,7 @@ def decode_span(
         # Damage inside a picture is an error, not a smear that training would learn.
         stream.codec_context.options = {"err_detect": "explode"}
         number = first
-        for frame in _frames_from(container, stream, timeline, first):
+        for frame in _frames_from(source, container, stream, timeline, first):
             if number == first + len(expected):
                 break
             wanted = int(expected[number - first])
@@ -151,14 +152,34 @@ def _runs(numbers: list[int], timeline: Timeline) -> list[list[int]]:
     return runs
 
 
-def _frames_from(container: Any, stream: Any, timeline: Timeline, first: int) -> Iterator[Any]:
+def diagnose(source: Source, timeline: Timeline, problem: str, *, limits: VideoLimits = DEFAULT_LIMITS) -> MediaError:
+    """What a decoder's complaint amounts to: pictures that are missing (`short_decode`), or damaged ones.
+
+    Decodes once more, past every error, and counts what comes out.
+    """
+    count = 0
+    with open_video(source, limits=limits) as (container, stream):
+        for packet in container.demux(stream):
+            try:
+                count += len(packet.decode())
+            except av.FFmpegError:
+                continue
+    if count < timeline.num_frames:
+        return MediaError("short_decode", f"{count} of {timeline.num_frames} stored frames can be decoded: {problem}")
+    return MediaError("decode_error", problem)
+
+
+def _frames_from(source: Source, container: Any, stream: Any, timeline: Timeline, first: int) -> Iterator[Any]:
     """Decoded frames from the last keyframe at or before frame `first` on."""
     if first:
         target = int(timeline.pts[first])
         before = timeline.keyframes[timeline.keyframes <= target]
         if len(before) and before[-1] > timeline.pts[0]:
             container.seek(int(before[-1]), stream=stream, backward=True, any_frame=False)
-    yield from container.decode(stream)
+    try:
+        yield from container.decode(stream)
+    except av.FFmpegError as error:
+        raise diagnose(source, timeline, reason_of(error)) from None
 
 
 def _stamp(frame: Any, number: int, timeline: Timeline, *, whole: bool) -> int:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import simplejpeg
 
 from infra.media import DEFAULT_LIMITS, MediaError, VideoLimits, fit, scan
-from infra.media_decode import decode_planes, upright_size
+from infra.media_decode import decode_planes, diagnose, upright_size
 from infra.media_encode import DEFAULT_H264, H264Settings, encode_jpeg_planes, h264_of_planes
 from infra.media_ffmpeg import FfmpegJob, ffmpeg_h264, ffmpeg_planes, ffmpeg_version
 
@@ -61,7 +61,12 @@ def transcode(path: Path, settings: TranscodeSettings, *, span: tuple[int, int |
     job = FfmpegJob(
         path, timeline, (width, height), (first, end), settings.stride, settings.hwaccel, settings.timeout_s
     )
-    members = _jpegs(job, settings) if settings.layout == "frames" else _mp4(job, settings)
+    try:
+        members = _jpegs(job, settings) if settings.layout == "frames" else _mp4(job, settings)
+    except MediaError as error:
+        if settings.engine == "pyav" or error.reason != "decode_error":
+            raise
+        raise diagnose(path, timeline, error.message, limits=settings.limits) from None
     numbers = tuple(job.frame_numbers)
     return Transcoded(
         members=members,

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from infra.errors import ServiceError
 from infra.faults import fault_point
 from infra.media_transcode import engine_fingerprint
 from infra.storage import create_only, is_remote, join, list_names, put_file, remove, write_json
@@ -36,15 +37,17 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = "attempts"
 BUILDING = ".building"
+MAX_DEAD_ATTEMPTS = 4  # of one run at one shard
 
 
-def build_shard(planned: PlannedShard, config: IngestConfig, *, plan_id: str) -> Receipt:
+def build_shard(planned: PlannedShard, config: IngestConfig, *, plan_id: str, run_id: str) -> Receipt:
     """Build and commit one shard; returns its receipt.
 
-    If an earlier attempt at it died, every video is decoded in a limited child this time.
+    If an earlier attempt at it died, every video is decoded in a limited child this time. Raises `ServiceError` when
+    several attempts of this run died.
     """
     started = time.monotonic()
-    with _attempt(config.output, planned.shard) as attempt, _workspace(config.output, planned.shard) as folder:
+    with _attempt(config.output, planned.shard, run_id) as attempt, _workspace(config.output, planned.shard) as folder:
         encode = _encoder(config, isolated=attempt > 0)
         tar = folder / f"{shard_name(planned.shard)}.tar"
         summary, tally, seconds = _write_tar(tar, planned, config, encode)
@@ -145,11 +148,16 @@ def _publish(tar: Path, output: str, receipt: Receipt) -> None:
 
 
 @contextlib.contextmanager
-def _attempt(output: str, shard: int) -> Iterator[int]:
+def _attempt(output: str, shard: int, run_id: str) -> Iterator[int]:
     """How many attempts at this shard died before; this one leaves its mark unless it ends by itself."""
     stem = f"{shard_name(shard)}."
     marks = [name for name in list_names(join(output, ATTEMPTS)) if name.startswith(stem)]
-    mine = join(output, ATTEMPTS, f"{stem}{uuid.uuid4().hex}")
+    if sum(name.startswith(f"{stem}{run_id}.") for name in marks) >= MAX_DEAD_ATTEMPTS:
+        raise ServiceError(
+            f"{shard_name(shard)}: {MAX_DEAD_ATTEMPTS} workers died building it, though each video had its own child.",
+            remedy="Look for memory or disk running out on the workers, then run again.",
+        )
+    mine = join(output, ATTEMPTS, f"{stem}{run_id}.{uuid.uuid4().hex[:8]}")
     create_only(mine, b"")
     if marks:
         log.warning("%s: %d earlier attempt(s) died; decoding each video in a child", shard_name(shard), len(marks))

@@ -1,7 +1,7 @@
 """Shards over a Ray cluster with Ray Data: one row is one shard, what comes back is its receipt.
 
-No pixel passes the object store. A worker that dies is replaced by Ray; the shard's next attempt sees the mark of the
-dead one and isolates each video.
+No pixel passes the object store. A worker that dies is replaced by Ray, without end; the shard's next attempt sees
+the mark of the dead one, isolates each video, and gives up after a few.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from ingest.schema import Receipt
 
 log = logging.getLogger(__name__)
 
-MAX_RETRIES = 3  # of a shard whose worker died
-ERRORS = {kind.__name__: kind for kind in (DataError, InputError, StorageError)}
+ERRORS = {kind.__name__: kind for kind in (DataError, InputError, ServiceError, StorageError)}
 
 
-def build_on_ray(shards: list[PlannedShard], config: IngestConfig, *, plan_id: str) -> Iterator[Receipt]:
+def build_on_ray(shards: list[PlannedShard], config: IngestConfig, *, plan_id: str, run_id: str) -> Iterator[Receipt]:
     """Receipts in the order in which the shards finish."""
     with connect(config.workers):
         import ray.data
@@ -34,10 +33,9 @@ def build_on_ray(shards: list[PlannedShard], config: IngestConfig, *, plan_id: s
         rows = [{"shard": json.dumps(shard.to_json())} for shard in shards]
         built = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             build_row,
-            fn_kwargs={"config": config.to_json(), "plan_id": plan_id},
+            fn_kwargs={"config": config.to_json(), "plan_id": plan_id, "run_id": run_id},
             num_cpus=1,
-            concurrency=config.workers,
-            max_retries=MAX_RETRIES,
+            compute=ray.data.TaskPoolStrategy(size=config.workers),
         )
         try:
             for row in built.iter_rows():
@@ -49,11 +47,12 @@ def build_on_ray(shards: list[PlannedShard], config: IngestConfig, *, plan_id: s
             ) from error
 
 
-def build_row(row: dict[str, Any], *, config: dict[str, Any], plan_id: str) -> dict[str, Any]:
+def build_row(row: dict[str, Any], *, config: dict[str, Any], plan_id: str, run_id: str) -> dict[str, Any]:
     """What a worker does with one row. Errors that name a cause travel as data, so that no trace hides them."""
     logging.basicConfig(level=logging.INFO)
     try:
-        receipt = build_shard(PlannedShard.parse(json.loads(row["shard"])), IngestConfig.parse(config), plan_id=plan_id)
+        planned = PlannedShard.parse(json.loads(row["shard"]))
+        receipt = build_shard(planned, IngestConfig.parse(config), plan_id=plan_id, run_id=run_id)
     except ForeframeError as error:
         return {"receipt": "", "error": type(error).__name__, "message": error.message, "remedy": error.remedy}
     return {"receipt": json.dumps(receipt.to_json()), "error": "", "message": "", "remedy": ""}
@@ -67,6 +66,6 @@ def _receipt_of(row: dict[str, Any]) -> Receipt:
 
 def _quiet(context: Any) -> None:
     """Our own log says what is going on."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -128,13 +129,14 @@ def _build_all(plan: Plan, config: IngestConfig) -> list[Receipt]:
 
 
 def _build(missing: list[PlannedShard], plan: Plan, config: IngestConfig) -> Iterator[Receipt]:
+    run_id = uuid.uuid4().hex[:8]
     if config.workers == 0 or not missing:
         for shard in missing:
-            yield build_shard(shard, config, plan_id=plan.plan_id)
+            yield build_shard(shard, config, plan_id=plan.plan_id, run_id=run_id)
         return
     from ingest.distribute import build_on_ray
 
-    yield from build_on_ray(missing, config, plan_id=plan.plan_id)
+    yield from build_on_ray(missing, config, plan_id=plan.plan_id, run_id=run_id)
 
 
 def _check_failures(receipts: list[Receipt], plan: Plan, config: IngestConfig) -> None:
