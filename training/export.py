@@ -25,9 +25,9 @@ from infra.storage import exists, join, read_bytes, read_json, remove, write_byt
 from training.models.common.frozen import FrozenEncoder, RawPatches
 from training.models.common.images import Preprocessing
 from training.models.common.vit import ENCODER_PREFIXES, EncoderConfig
+from training.models.common.weights import load_weights
 from training.models.policies import BehaviourCloningHead, BehaviourCloningPolicy, BehaviourCloningPolicyConfig
 from training.models.rsp import RSP, RSPConfig
-from training.models.rsp.official import load_weights
 
 log = logging.getLogger(__name__)
 

@@ -77,12 +77,15 @@ class BehaviourCloningHead(nn.Module):
         proprioception: HasMoments | None = None,
         actions: HasMoments | None = None,
     ) -> None:
-        """Store the training set's moments (`Moments` or an `ActionCodec`). Features only if `standardise`."""
+        """Store the training set's moments (`Moments` or an `ActionCodec`).
+
+        Those of features only if `standardise`; those of an input the policy does not have are ignored.
+        """
         given = {"proprioception": proprioception, "action": actions}
         if self.config.standardise:
             given["feature"] = features
         for name, moments in given.items():
-            if moments is not None:
+            if moments is not None and getattr(self, f"{name}_mean").numel():
                 getattr(self, f"{name}_mean").copy_(torch.as_tensor(moments.mean))
                 getattr(self, f"{name}_std").copy_(torch.as_tensor(moments.std))
 

@@ -26,9 +26,10 @@ from training.models.common.patches import (
 )
 from training.models.common.positions import sincos_table
 from training.models.common.vit import TOKEN_DEVIATION, VisionTransformer
+from training.models.common.weights import load_weights
 from training.models.rsp.config import RSPConfig
 from training.models.rsp.latent import balanced_kl, clip_kl, draw_sample, full_precision, reparameterise
-from training.models.rsp.official import load_weights, official_weights
+from training.models.rsp.official import official_weights
 
 
 class RSPDraws(NamedTuple):
