@@ -126,6 +126,7 @@ def flip(path: Path, position: int) -> None:
     "damage",
     [
         lambda folder: flip(folder / "shard-00000.idx", 90),
+        lambda folder: flip(folder / "shard-00000.idx", 170),  # a source frame number: only the hash can tell
         lambda folder: (folder / "shard-00000.idx").unlink(),
         lambda folder: (folder / "shard-00000.tar").unlink(),
         lambda folder: os.truncate(folder / "shard-00000.tar", 4096),

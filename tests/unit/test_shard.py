@@ -196,6 +196,9 @@ def test_a_damaged_index_never_points_outside_its_tar(tmp_path_factory, data):
         (12, b"\x09", "counts"),
         (72, b"\x01", "block"),
         (74, b"\x01", "outside"),
+        (88, b"\xe8\x03", "overlap"),  # the first length, 1000: into the second header
+        (104, b"\x09", "suffix id"),
+        (112, b"\x01", "key"),
     ],
 )
 def test_an_index_says_what_is_wrong_with_it(tmp_path, position, value, message):
