@@ -198,7 +198,7 @@ def test_a_damaged_index_never_points_outside_its_tar(tmp_path_factory, data):
         (74, b"\x01", "outside"),
         (88, b"\xe8\x03", "overlap"),  # the first length, 1000: into the second header
         (104, b"\x09", "suffix id"),
-        (112, b"\x01", "key"),
+        (112, b"\xff", "key"),
     ],
 )
 def test_an_index_says_what_is_wrong_with_it(tmp_path, position, value, message):
