@@ -171,15 +171,18 @@ def diagnose(source: Source, timeline: Timeline, problem: str, *, limits: VideoL
 
 def _frames_from(source: Source, container: Any, stream: Any, timeline: Timeline, first: int) -> Iterator[Any]:
     """Decoded frames from the last keyframe at or before frame `first` on."""
+    target = int(timeline.pts[first])
     if first:
-        target = int(timeline.pts[first])
         before = timeline.keyframes[timeline.keyframes <= target]
         if len(before) and before[-1] > timeline.pts[0]:
             container.seek(int(before[-1]), stream=stream, backward=True, any_frame=False)
-    try:
-        yield from container.decode(stream)
-    except av.FFmpegError as error:
-        raise diagnose(source, timeline, reason_of(error)) from None
+    for packet in container.demux(stream):
+        try:
+            yield from packet.decode()
+        except av.FFmpegError as error:
+            # After a seek, pictures before an open group's keyframe lack their references; none of them is wanted.
+            if packet.pts is None or packet.pts >= target:
+                raise diagnose(source, timeline, reason_of(error)) from None
 
 
 def _stamp(frame: Any, number: int, timeline: Timeline, *, whole: bool) -> int:

@@ -134,11 +134,12 @@ def _filtered(job: FfmpegJob, *, colour_range: str) -> Any:
     options["err_detect"] = "explode"
     if job.hwaccel:
         options["hwaccel"] = job.hwaccel
-    if first:
+    if first and job.timeline.info.container != "avi":  # which stores no times to seek to
         # Half a frame early: the seek is exact to the frame whose time is at or after it.
         options["ss"] = f"{job.timeline.timestamps_s[first] - 0.5 / job.timeline.info.fps:.6f}"
+        first, end = 0, end - first
     video = ffmpeg.input(f"file:{job.path.absolute()}", **options).video
-    video = video.filter("trim", end_frame=end - first)
+    video = video.filter("trim", start_frame=first, end_frame=end)
     if job.stride > 1:
         video = video.filter("select", f"not(mod(n,{job.stride}))")
     width, height = job.size
