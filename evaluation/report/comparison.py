@@ -58,12 +58,10 @@ class Difference:
     @property
     def numbers(self) -> str:
         """The difference with its interval and the number of pairs, as words."""
+        words = f"{metric_title(self.metric)} differs by {signed(self.value)}"
         if not self.has_interval:
-            return f"{self.metric} differs by {signed(self.value)} over {self.count} pairs, too few for an interval"
-        return (
-            f"{self.metric} differs by {signed(self.value)} "
-            f"(95 % interval {signed(self.low)} to {signed(self.high)}, {grouped(self.count)} pairs)"
-        )
+            return f"{words} over {self.count} pairs, too few for an interval"
+        return f"{words} (95 % interval {signed(self.low)} to {signed(self.high)}, {grouped(self.count)} pairs)"
 
 
 @dataclass(frozen=True)
@@ -114,6 +112,11 @@ def arm_title(name: str) -> str:
     return " ".join("RGB" if word == "rgb" else word for word in words) or "unnamed"
 
 
+def metric_title(name: str) -> str:
+    """A metric's name as words."""
+    return name.replace("_", " ")
+
+
 def compare(result: EvaluationResult, *, model_label: str) -> Comparison:
     """Tables and charts of a result: the model first, then its arms from the best to the worst."""
     primary = result.primary_metric
@@ -124,7 +127,7 @@ def compare(result: EvaluationResult, *, model_label: str) -> Comparison:
     metrics = _metrics(result)
     return Comparison(
         suite=f"{result.suite} {result.suite_version}".strip(),
-        metrics=tuple(name.replace("_", " ") for name in metrics),
+        metrics=tuple(metric_title(name) for name in metrics),
         is_rate=is_rate,
         rows=tuple(_arm_row(arm, metrics, by_arm.get(arm.label)) for arm in arms),
         strata=_strata(arms, primary, is_rate=is_rate),
@@ -230,7 +233,9 @@ def _score_chart(arms: list[_Arm], metric: str, *, is_rate: bool) -> Markup:
         for arm in arms
         if (score := arm.scores.get(metric))
     ]
-    return interval_chart(rows, title=f"{metric} of each arm", bounds=(0.0, 1.0) if is_rate else None, percent=is_rate)
+    return interval_chart(
+        rows, title=f"{metric_title(metric)} of each arm", bounds=(0.0, 1.0) if is_rate else None, percent=is_rate
+    )
 
 
 def _short(score: Score) -> str:
@@ -244,4 +249,4 @@ def _difference_chart(differences: Sequence[Difference], metric: str) -> Markup:
     if not rows:
         return Markup("")
     bounds = (min(0.0, *(row.low for row in rows)), max(0.0, *(row.high for row in rows)))
-    return interval_chart(rows, title=f"paired difference of {metric}", bounds=bounds)
+    return interval_chart(rows, title=f"paired difference of {metric_title(metric)}", bounds=bounds)

@@ -73,6 +73,14 @@ class ResultView:
     sentence: str = ""
     headline: str = ""
 
+    @property
+    def seeds(self) -> str:
+        """The seeds, as a range where they are consecutive."""
+        seeds = self.result.seeds
+        if len(seeds) > 2 and seeds == tuple(range(seeds[0], seeds[-1] + 1)):
+            return f"{seeds[0]} to {seeds[-1]}"
+        return ", ".join(str(seed) for seed in seeds) or "none recorded"
+
 
 @dataclass(frozen=True)
 class StageView:
@@ -221,7 +229,7 @@ def _encoder(inputs: ReportInputs, box: AssetBox, built: _Built) -> Section:
     comparison = compare(result, model_label=ENCODER_LABEL)
     against_random = random_initialisation(comparison.differences)
     sentence = pretraining_sentence(against_random) if against_random else ""
-    built.encoder = ResultView(result, comparison, gallery(folder, result.artefacts, box), sentence)
+    built.encoder = ResultView(result, comparison, gallery(folder, result.artefacts, box, arms=result.arms), sentence)
     absent = () if against_random else ("No arm with random initialisation: the gain of pre-training is not known.",)
     return Section("encoder", view=built.encoder, problems=(*absent, *comparison.notes))
 
@@ -232,7 +240,7 @@ def _policy(inputs: ReportInputs, box: AssetBox, built: _Built) -> Section:
     result, folder = read_result(inputs.at(inputs.policy_result))
     comparison = compare(result, model_label=POLICY_LABEL)
     built.policy = ResultView(
-        result, comparison, gallery(folder, result.artefacts, box), headline=_success_sentence(result)
+        result, comparison, gallery(folder, result.artefacts, box, arms=result.arms), headline=_success_sentence(result)
     )
     return Section("policy", view=built.policy, problems=comparison.notes)
 
@@ -283,9 +291,9 @@ def _figures(inputs: ReportInputs, built: _Built) -> list[tuple[str, str, str]]:
     if built.policy and (score := built.policy.result.scores.get(built.policy.result.primary_metric)):
         counts = f"{score.successes} of {score.count} rollouts" if score.successes is not None else f"n = {score.count}"
         value = rate(score.value) if score.successes is not None else show(score.value)
-        figures.append((value, built.policy.result.primary_metric, counts))
+        figures.append((value, built.policy.comparison.metrics[0], counts))
     if built.encoder and (score := built.encoder.result.scores.get(built.encoder.result.primary_metric)):
-        figures.append((f"{score.value:.3f}", built.encoder.result.primary_metric, f"{score.count} sequences"))
+        figures.append((f"{score.value:.3f}", built.encoder.comparison.metrics[0], f"{score.count} sequences"))
     for data in built.datasets:
         facts = dict(data.facts)
         figures.append((facts["samples"], f"samples, {data.name}", f"{grouped(data.num_failures)} quarantined"))

@@ -12,13 +12,14 @@ from evaluation.report.assets import AssetBox, media_type
 from evaluation.report.charts import Interval, Series, interval_chart, line_chart, nice_ticks, smooth, thin
 from evaluation.report.comparison import compare
 from evaluation.report.curves import parse_metrics
+from evaluation.report.gallery import gallery
 from evaluation.report.graph import lineage_view
 from evaluation.report.inputs import LineageNode
 from evaluation.report.predictions import load_arrays
 from evaluation.report.text import duration, visible
 from evaluation.statistics import wilson_interval
 from infra.errors import InputError
-from tests.helpers_report import encoder_result, items, policy_result, result
+from tests.helpers_report import encoder_result, items, policy_result, result, write_mp4
 
 finite = st.floats(-1e9, 1e9, allow_nan=False)
 
@@ -132,6 +133,22 @@ def test_lineage_with_a_circle_ends_and_says_so():
     assert lineage_view(circle).roots
     beside = [*circle, LineageNode(kind="y", id="top", inputs=("s",))]
     assert "2 records" in lineage_view(beside).notes[0]
+
+
+def test_clips_of_the_model_come_before_those_of_its_arms(tmp_path):
+    artefacts = {}
+    for task in ("a", "b"):
+        for arm in ("oracle", "policy"):
+            write_mp4(tmp_path / f"clips/{task}/{arm}-7.mp4")
+            artefacts[f"{task}, {arm}, seed 7: solved"] = f"clips/{task}/{arm}-7.mp4"
+    shown = gallery(str(tmp_path), artefacts, AssetBox(max_bytes=1_000_000), arms=("oracle",))
+    assert [clip.title for clip in shown.own_clips] == ["a, policy, seed 7: solved", "b, policy, seed 7: solved"]
+    assert [clip.title for clip in shown.arm_clips] == ["a, oracle, seed 7: solved", "b, oracle, seed 7: solved"]
+    assert all(clip.poster.uri for clip in shown.clips)
+    for_two = shown.clips[0].asset.uri, shown.clips[0].poster.uri
+    tight = gallery(str(tmp_path), artefacts, AssetBox(max_bytes=2 * len("".join(for_two))), arms=("oracle",))
+    assert len(tight.own_clips) == 2
+    assert not tight.arm_clips
 
 
 def test_only_known_pictures_are_inlined():
