@@ -106,7 +106,7 @@ def run(config: SimulateConfig) -> Corpus:
         with WorkerPool(config.workers) as pool:
             outcomes = _attempt_all(config, pool)
     finally:
-        _renderer.cache_clear()  # contexts must go while the interpreter lives
+        _stage.cache_clear()
     corpus = _summary(config, outcomes)
     if config.damage:
         corpus = corpus.model_copy(update={"damage": plant(config.output, seed=config.damage_seed)})
@@ -122,8 +122,8 @@ def attempt(order: Attempt) -> Outcome:
     if exists(record_url):
         return Outcome(order.task, order.seed, int(read_json(record_url)["num_frames"]))
     prepare_rendering(torch_first=config.workers == 1)
-    env = MetaWorldEnv(order.task, order.seed)
-    renderer = _renderer(order.task, config.camera, config.size)
+    env, renderer = _stage(order.task, config.camera, config.size)
+    env.reset(order.seed)
     episode = demonstrate(env, renderer, config, noise_rng=_noise_rng(order.task, order.seed))
     if episode.first_success is None:
         return Outcome(order.task, order.seed, 0)
@@ -267,5 +267,6 @@ def _noise_rng(task: str, seed: int) -> np.random.Generator:
 
 
 @lru_cache(maxsize=1)
-def _renderer(task: str, camera: str, size: int) -> Renderer:
-    return Renderer(task, camera=camera, size=size)
+def _stage(task: str, camera: str, size: int) -> tuple[MetaWorldEnv, Renderer]:
+    """This process's environment and renderer of the task at hand."""
+    return MetaWorldEnv(task, seed=0), Renderer(task, camera=camera, size=size)

@@ -91,22 +91,26 @@ def simulator_versions() -> dict[str, str]:
 
 
 class MetaWorldEnv:
-    """One episode of one task: built, seeded and reset in the constructor, so nothing leaks between episodes.
+    """One task; an episode is a function of its seed, to the last bit, whatever ran in the object before.
 
-    Equal seeds give bit-identical episodes; the goal is in the observation the oracle sees, never in proprioception.
+    The goal is in the observation the oracle sees, never in proprioception. An object holds about 20 MB: reuse it.
     """
 
     def __init__(self, task: str, seed: int) -> None:
         self.task = check_task(task)
-        self.seed = seed
         self.text = TASK_SENTENCES[task]
         self._env = _new_environment(task)
+        self.reset(seed)
+
+    def reset(self, seed: int) -> None:
+        """Start the episode of a seed."""
+        self.seed = seed
         # Meta-World ignores reset(seed=...) and freezes the goal unless told otherwise; these lines are its seeding.
         self._env.seed(seed)
         self._env._freeze_rand_vec = False
         self._env.seeded_rand_vec = True
         self.observation: FloatArray = self._env.reset()[0]
-        self._oracle = _simulator().policies[f"{task}-v3"]()
+        self._oracle = _simulator().policies[f"{self.task}-v3"]()
         self.steps = 0
         # Resets move bodies after the last forward pass: without this the first picture shows the scene before that.
         mujoco = _simulator().mujoco
