@@ -24,7 +24,7 @@ from infra.errors import DataError
 VIDEO_SUFFIXES = (".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 MAX_STREAMS = 64
-MAX_FPS = 1000
+MIN_FPS, MAX_FPS = 0.1, 1000
 MATROSKA_TICK_S = 0.001  # its times are rounded to milliseconds
 MIN_REGULAR, MAX_GAPS = 8, 3
 _MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid")
@@ -128,11 +128,13 @@ def open_video(source: Source, *, limits: VideoLimits = DEFAULT_LIMITS) -> Itera
     """(libav container, its first video stream), single-threaded; libav's errors leave the block as `MediaError`."""
     _check_signature(source)
     opened = io.BytesIO(source) if isinstance(source, bytes) else f"file:{source.absolute()}"
-    guards = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
+    guards = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS, "max_streams": str(MAX_STREAMS)}
     # `options` also reaches the decoders that libav starts to complete the header.
     options = {"threads": "1", "max_pixels": str(limits.max_frame_pixels)}
     try:
         container = av.open(opened, options=options, container_options=guards)
+    except MemoryError:
+        raise MediaError("too_large", f"the header asks for too much: at most {MAX_STREAMS} streams are read") from None
     except (av.FFmpegError, ValueError) as error:
         raise MediaError("truncated", f"the container's header cannot be read: {reason_of(error)}") from None
     with container:
@@ -200,8 +202,8 @@ def _describe(stream: Any) -> VideoInfo:
     if stream.codec_context is None:
         raise MediaError("no_video_stream", "there is no decoder for its codec")
     rate = stream.average_rate or stream.guessed_rate
-    if not rate or not 0 < rate <= MAX_FPS:
-        raise MediaError("bad_timestamps", f"the frame rate is {rate}, not within 0..{MAX_FPS}")
+    if not rate or not MIN_FPS <= rate <= MAX_FPS:
+        raise MediaError("bad_timestamps", f"the frame rate is {rate}, not within {MIN_FPS}..{MAX_FPS}")
     if stream.width <= 0 or stream.height <= 0:
         raise MediaError("truncated", "the header gives no picture size")
     duration = stream.container.duration

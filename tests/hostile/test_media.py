@@ -1,0 +1,245 @@
+"""Files that are not what they say, and damaged ones: refused with a reason, nothing fetched, nothing short."""
+
+import http.server
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from infra.media import MediaError, probe, scan
+from infra.media_transcode import TranscodeSettings, transcode
+from tests.helpers_media import make_video
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    return make_video(tmp_path_factory.mktemp("good") / "sibling.mp4", frames=20, options=["-movflags", "+faststart"])
+
+
+@pytest.fixture
+def server():
+    """(address, list of requested paths): a redirecting server on loopback."""
+    seen: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", "/internal.mp4")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{httpd.server_port}", seen
+    httpd.shutdown()
+
+
+def contents(good: Path, address: str) -> dict[str, bytes]:
+    playlist = "#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:2,\n{}\n#EXT-X-ENDLIST\n"
+    script = "ffconcat version 1.0\nfile {}\n"
+    return {
+        "playlist-http": playlist.format(f"{address}/a.ts").encode(),
+        "playlist-absolute": playlist.format(good).encode(),
+        "script-http": script.format(f"{address}/a.mp4").encode(),
+        "script-absolute": script.format(good).encode(),
+        "script-sibling": script.format(good.name).encode(),
+        "subtitle": b"1\n00:00:00,000 --> 00:00:01,000\n<font face=x>hello\n",
+        "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="%s"/></svg>' % address.encode(),
+        "elf": b"\x7fELF" + bytes(200),
+    }
+
+
+@pytest.mark.parametrize("engine", ["pyav", "ffmpeg"])
+def test_scripts_and_playlists_named_mp4_are_refused_without_a_request(good, server, tmp_path, monkeypatch, engine):
+    address, seen = server
+    (tmp_path / good.name).write_bytes(good.read_bytes())
+    monkeypatch.chdir(tmp_path)  # where a relative entry would be found
+    for name, data in contents(good, address).items():
+        path = tmp_path / f"{name}.mp4"
+        path.write_bytes(data)
+        attempts = [lambda path=path: transcode(path, TranscodeSettings(engine=engine)), lambda data=data: scan(data)]
+        for attempt in attempts:
+            with pytest.raises(MediaError) as caught:
+                attempt()
+            assert caught.value.reason == "not_video", name
+    assert seen == []
+
+
+def test_libav_itself_is_kept_from_scripts_and_addresses(good, server, tmp_path, monkeypatch):
+    """The whitelists hold even when the first bytes pass: with the signature check out of the way."""
+    address, seen = server
+    monkeypatch.setattr("infra.media._check_signature", lambda source: None)
+    (tmp_path / good.name).write_bytes(good.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for name, data in contents(good, address).items():
+        path = tmp_path / f"{name}.mp4"
+        path.write_bytes(data)
+        for source in (path, data):
+            with pytest.raises(MediaError):
+                probe(source)
+    assert seen == []
+
+
+def test_a_path_is_a_path_and_never_a_protocol(good, server, monkeypatch):
+    address, seen = server
+    monkeypatch.chdir(good.parent)
+    monkeypatch.setattr("infra.media._check_signature", lambda source: None)
+    for text in (f"concat:{good.name}|{good.name}", f"subfile,,start,0,end,999,,:{good.name}", f"async:{good.name}"):
+        with pytest.raises(MediaError):
+            probe(Path(text))
+    with pytest.raises(MediaError):
+        probe(Path(f"{address}/a.mp4"))
+    assert seen == []
+    assert probe(Path(good.name)).declared_frames == 20
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    mutant, kind = bytearray(data), rng.choice(["truncate", "flip", "zero", "delete"])
+    at = rng.randrange(len(data) - 4096)
+    if kind == "truncate":
+        return data[:at]
+    if kind == "flip":
+        for _ in range(rng.randint(1, 64)):
+            mutant[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif kind == "zero":
+        size = rng.randint(16, 4096)
+        mutant[at : at + size] = bytes(size)
+    else:
+        del mutant[at : at + rng.randint(1, 256)]
+    return bytes(mutant)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mov", ".mkv"])
+def test_a_damaged_video_is_never_accepted_short(tmp_path, suffix):
+    frames = 16
+    source = make_video(tmp_path / f"good{suffix}", frames=frames, size="128x96", options=["-g", "6"])
+    data, rng = source.read_bytes(), random.Random(7)
+    assert len(data) > 6000
+    target, refused = tmp_path / f"mutant{suffix}", 0
+    for _ in range(40):
+        target.write_bytes(damaged(data, rng))
+        try:
+            stored = transcode(target, TranscodeSettings(short_side=32))
+        except MediaError:
+            refused += 1
+        else:
+            assert len(stored.members) == frames
+    assert refused >= 20
+
+
+def test_missing_pictures_are_a_short_decode(good, tmp_path):
+    """Packets that hold only filler data: stored and declared, yet no picture comes out."""
+    data = bytearray(good.read_bytes())
+    start = data.index(b"mdat") + 4
+    units, position = [], start
+    while position + 4 < len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        units.append((position + 4, length))
+        position += 4 + length
+    for offset, length in units[-6:]:
+        data[offset : offset + length] = b"\x0c" + b"\xff" * (length - 2) + b"\x80"
+    path = tmp_path / "filler.mp4"
+    path.write_bytes(data)
+    for engine in ("pyav", "ffmpeg"):
+        with pytest.raises(MediaError) as caught:
+            transcode(path, TranscodeSettings(engine=engine))
+        assert caught.value.reason == "short_decode"
+        assert "of 20 stored frames" in caught.value.message
+
+
+def test_messages_hold_no_path(good, tmp_path):
+    """They go into receipts, which must be equal wherever the corpus lies."""
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(good.read_bytes()[:3000])
+    for engine in ("pyav", "ffmpeg"):
+        with pytest.raises(MediaError) as caught:
+            transcode(path, TranscodeSettings(engine=engine))
+        assert str(tmp_path) not in caught.value.message and "cut.mp4" not in caught.value.message
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(content)) + kind + content
+
+
+def patched(good: Path, kind: bytes, offset: int, value: bytes) -> bytes:
+    data = bytearray(good.read_bytes())
+    at = data.index(kind) + 4 + offset
+    data[at : at + len(value)] = value
+    return bytes(data)
+
+
+def many_streams(good: Path, count: int) -> bytes:
+    data = good.read_bytes()
+    moov, trak = data.index(b"moov") - 4, data.index(b"trak") - 4
+    track = data[trak : trak + int.from_bytes(data[trak : trak + 4], "big")]
+    return data[:moov] + box(b"moov", data[moov + 8 : trak] + track * count) + data[data.index(b"mdat") - 4 :]
+
+
+def bombs(good: Path) -> dict[str, bytes]:
+    size_16k = struct.pack(">II", 16384 << 16, 16384 << 16)
+    return {
+        "16k header": patched(good, b"tkhd", 76, size_16k),
+        "16k codec": patched(good, b"avc1", 24, struct.pack(">HH", 16384, 16384)),
+        "a million frames": patched(good, b"stsz", 8, struct.pack(">I", 1_000_000)),
+        "four billion frames": patched(good, b"stsz", 8, struct.pack(">I", 0xFFFFFFFF)),
+        "no time base": patched(good, b"mdhd", 12, struct.pack(">I", 0)),
+        "a thousand streams": many_streams(good, 1000),
+        "nested boxes": box(b"ftyp", b"isom") + b"".join(struct.pack(">I", 1 << 20) + b"moov" for _ in range(5000)),
+        "huge text": box(b"ftyp", b"isom") + box(b"moov", box(b"udta", box(b"name", bytes(20 << 20)))),
+        "box past the end": box(b"ftyp", b"isom") + struct.pack(">I", 0x7FFFFFFF) + b"moov" + bytes(64),
+    }
+
+
+CHILD = """
+import json, resource, sys
+from pathlib import Path
+from infra.media import MediaError
+from infra.media_transcode import TranscodeSettings, transcode
+before = resource.getrusage(resource.RUSAGE_SELF)
+try:
+    answer = len(transcode(Path(sys.argv[1]), TranscodeSettings(short_side=32)).members)
+except MediaError as error:
+    answer = error.reason
+after = resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps([answer, after.ru_maxrss >> 10, after.ru_utime - before.ru_utime]))
+"""
+
+
+def test_bombs_cost_little(good, tmp_path):
+    """Fewer than 512 MiB and 5 seconds each, whatever the answer."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    children = {}
+    picture = make_video(tmp_path / "large.mp4", frames=1, size="16384x3904", options=["-preset", "ultrafast"])
+    for name, data in {**bombs(good), "64 megapixels": picture.read_bytes()}.items():
+        path = tmp_path / f"{name}.mp4"
+        path.write_bytes(data)
+        argv = [sys.executable, "-c", CHILD, str(path)]
+        result = subprocess.run(argv, env=environment, capture_output=True, timeout=60, check=False)
+        assert result.returncode == 0, (name, result.stderr[-500:])
+        children[name] = json.loads(result.stdout)
+    for name, (answer, peak_mib, seconds) in children.items():
+        assert peak_mib < 512 and seconds < 5, (name, answer, peak_mib, seconds)
+        assert answer == 20 or isinstance(answer, str), (name, answer)
+    assert children["a thousand streams"][0] == children["64 megapixels"][0] == "too_large"
+
+
+def test_ffmpeg_is_told_the_same_guards(good):
+    """The program refuses what the library refuses, with our arguments and nothing else."""
+    from infra.media_ffmpeg import FfmpegJob, planes_command
+
+    argv = planes_command(FfmpegJob(good, scan(good), (96, 64), (0, 20)))
+    script = good.parent / "script.mp4"
+    script.write_text(f"ffconcat version 1.0\nfile {good.name}\n")
+    hostile = [part.replace(str(good), str(script)) for part in argv]
+    assert hostile != argv
+    assert subprocess.run(argv, capture_output=True, check=True).stdout != b""
+    assert subprocess.run(hostile, capture_output=True, cwd=good.parent, check=False).returncode != 0
