@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -117,17 +118,21 @@ def paired_difference(
 
 def _subset_means(difference: npt.NDArray[np.float64], num_resamples: int, seed: int) -> npt.NDArray[np.float64]:
     """Means of all non-empty subsets when they are few, else of random ones (each item in or out with 1/2)."""
-    count = difference.size
+    inside, sizes = _subsets(difference.size, num_resamples, seed)
+    return (inside @ difference) / sizes
+
+
+@lru_cache(maxsize=2)  # a decision asks for the same items once for each metric and arm
+def _subsets(count: int, num_resamples: int, seed: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(0/1 membership (subsets, items), sizes); the empty subset is left out."""
     if count <= MAX_ENUMERATED_ITEMS:
         members = ((np.arange(1, 2**count)[:, None] >> np.arange(count)) & 1).astype(np.uint8)
     else:
         generator = np.random.Generator(np.random.Philox(seed))
         packed = generator.integers(256, size=(num_resamples, (count + 7) // 8), dtype=np.uint8)
         members = np.unpackbits(packed, axis=1, count=count)
-    inside = members.astype(np.float64)
-    sizes = inside.sum(axis=1)
-    chosen = sizes > 0
-    return (inside[chosen] @ difference) / sizes[chosen]
+    inside = members[members.any(axis=1)].astype(np.float64)
+    return inside, inside.sum(axis=1)
 
 
 def _paired_strata(a_by_stratum: ByStratum, b_by_stratum: ByStratum) -> list[npt.NDArray[np.float64]]:
