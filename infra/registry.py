@@ -70,9 +70,7 @@ class Registry:
         """
         found = self.by_digest(name, digest)
         version = found.version if found else self._create(name, export_url, digest, run_id, dict(params or {}))
-        for key, value in (tags or {}).items():
-            with translated(self.tracker.uri):
-                self.tracker.client.set_model_version_tag(name, str(version), key, str(value))
+        self.tag(name, version, tags or {})
         self.set_alias(name, CANDIDATE, version)
         return self.version(name, version)
 
@@ -84,6 +82,12 @@ class Registry:
                 f"{name} has no version {version}.", remedy="See the registry's page or `foreframe lineage`."
             )
         return _record(found)
+
+    def tag(self, name: str, version: int, tags: Mapping[str, str]) -> None:
+        """Set tags of a version; the same key again replaces."""
+        for key, value in tags.items():
+            with translated(self.tracker.uri):
+                self.tracker.client.set_model_version_tag(name, str(version), key, str(value))
 
     def alias(self, name: str, alias: str) -> ModelVersion | None:
         """The version an alias names, None when nothing has it."""

@@ -39,8 +39,13 @@ DIGEST_CHARS = 36  # of a data set; the full digest is in its source and in a ta
 FLUSH_TIMEOUT_S = 30.0
 KEY_TAG = "foreframe.key"
 PARENT_TAG = "mlflow.parentRunId"
-# A server that is away must be noticed in seconds; MLflow's own defaults are minutes.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+# A server that is away must be noticed in seconds, where MLflow's own defaults are minutes; and stdout is not its.
+MLFLOW_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 _database_lock = threading.Lock()
 
 
@@ -58,7 +63,7 @@ class Tracker:
         """The MLflow client; the first use of a database creates its tables."""
         with _database_lock:
             if self._client is None:
-                for key, value in PATIENCE.items():
+                for key, value in MLFLOW_DEFAULTS.items():
                     os.environ.setdefault(key, value)
                 with quiet_mlflow(), translated(self.uri):
                     from mlflow import MlflowClient
