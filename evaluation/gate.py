@@ -85,15 +85,22 @@ def encoder_rule() -> GateRule:
     return GateRule(training_loss=FUTURE_LOSS, guards=guards)
 
 
-def training_metrics_of(summary: Mapping[str, Any]) -> dict[str, float]:
-    """`first/NAME`, `last/NAME` of every metric in a training run's `summary.json` (last: mean of the last steps)."""
-    found: dict[str, float] = {}
-    for prefix in (FIRST, LAST):
-        values = summary.get(prefix.rstrip("/"))
-        if not isinstance(values, Mapping) or not values:
-            raise InputError(f"the training summary has no {prefix.rstrip('/')!r} metrics.", remedy="Train again.")
-        found |= {prefix + name: float(value) for name, value in values.items()}
-    return found
+def training_summary(rows: Sequence[Mapping[str, Any]], *, last_share: float = 0.1) -> dict[str, float]:
+    """`first/NAME` (first row) and `last/NAME` (mean of the last tenth) of every number in `metrics.jsonl`.
+
+    Values that are not finite are kept: they are what the gate looks for.
+    """
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                columns.setdefault(name, []).append(float(value))
+    summary = {}
+    for name, values in columns.items():
+        tail = values[-max(1, round(len(values) * last_share)) :]
+        summary[FIRST + name] = values[0]
+        summary[LAST + name] = sum(tail) / len(tail)
+    return summary
 
 
 def decide(
@@ -103,7 +110,7 @@ def decide(
     *,
     training_metrics: Mapping[str, float] | None = None,
 ) -> Decision:
-    """Promote or refuse. `training_metrics` are those of the candidate's run, as `training_metrics_of` gives them."""
+    """Promote or refuse. `training_metrics` are those of the candidate's run, as `training_summary` gives them."""
     judge = _Judge(candidate, rule)
     judge.check_training(training_metrics)
     judge.check_floors()
