@@ -60,6 +60,8 @@ def worker_environment(compute: ComputeConfig) -> dict[str, str]:
     """Environment of the processes Ray starts for us: our quiet defaults, and threads that do not oversubscribe."""
     passed = {name: os.environ[name] for name in QUIET_ENVIRONMENT if name in os.environ}
     passed |= {name: value for name, value in os.environ.items() if name.startswith("FOREFRAME_")}
+    # Workers have another working folder, so a relative home would be another place.
+    passed["FOREFRAME_HOME"] = settings().home_url
     threads = str(compute.threads)
     return passed | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 

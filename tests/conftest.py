@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-pytest_plugins = ["tests.fixtures_s3", "tests.fixtures_services"]
+pytest_plugins = ["tests.fixtures_ray", "tests.fixtures_s3", "tests.fixtures_services"]
 
 # Same examples every time, and no deadline: test machines are shared.
 settings.register_profile("suite", derandomize=True, deadline=None)

@@ -99,13 +99,17 @@ def newest_valid(url: str) -> str | None:
 
 def load_checkpoint(url: str, state: TrainState) -> None:
     """Restore `state` from a checkpoint folder, verified first."""
+    state.restore(*read_checkpoint(url))
+    log.info("resumed at step %d from %s", state.step, url)
+
+
+def read_checkpoint(url: str) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """(tensors by file, record) of a checkpoint folder, verified first."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = get_folder(url, Path(scratch))
         verify_checkpoint(folder)
-        record: dict[str, Any] = json.loads((folder / RECORD).read_text())
         files = {path.stem: _load_tensors(path) for path in sorted(folder.glob("*.safetensors"))}
-        state.restore(files, record)
-    log.info("resumed at step %d from %s", state.step, url)
+        return files, json.loads((folder / RECORD).read_text())
 
 
 def prune_checkpoints(url: str, *, keep: int) -> None:
@@ -118,6 +122,7 @@ def prune_checkpoints(url: str, *, keep: int) -> None:
 
 def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(path)
+        # A copy: the file may be gone before a lazily mapped page is read.
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except SafetensorError as error:
         raise CheckpointError(f"{path.name} is not a safetensors file: {error}.") from None

@@ -20,7 +20,7 @@ from infra.ray_runtime import connect, worker_environment
 from infra.storage import absolute, as_arrow, exists, join, read_bytes, remove, write_json
 from training.checkpoint import folder_name, newest_valid, prune_checkpoints, publish_checkpoint
 from training.loop import Group, Task
-from training.session import NOT_IDENTITY, ExportableTask, RunConfig, load_trained, schedule_of, summarise, train
+from training.session import NOT_IDENTITY, ExportableTask, RunConfig, load_trained, schedule_of, train
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +93,10 @@ def _export(config: RunConfig, task: ExportableTask, output: str, timing: dict[s
             f"{config.checkpoints_url()} has no valid checkpoint of the last step {total_steps}, newest is {newest}.",
             remedy="Run the same command again: it continues.",
         )
-    state = load_trained(config, task, newest)
-    summary = summarise(state) | {"data_digest": task.data_digest, "total_steps": total_steps}
+    model, summary = load_trained(config, task, newest)
+    summary |= {"data_digest": task.data_digest, "total_steps": total_steps}
     fault_point("export.before")
-    digest = task.export(join(output, EXPORT), state.model, summary=summary)
+    digest = task.export(join(output, EXPORT), model, summary=summary)
     fault_point("export.after")
     summary |= {"export": digest, "output": output, "execution": timing}
     write_json(join(output, SUMMARY), summary)
@@ -173,7 +173,8 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any] | None:
     except ForeframeError as error:
         if error.retryable:
             raise
-        write_json(failure_url, {"kind": type(error).__name__, "message": error.message, "remedy": error.remedy})
+        kinds = [kind.__name__ for kind in type(error).__mro__]
+        write_json(failure_url, {"kinds": kinds, "message": error.message, "remedy": error.remedy})
         if isinstance(error, TrainingError) or group.world_size == 1:
             return None
         raise
@@ -201,9 +202,9 @@ def _report(folder: Path | None, name: str, metrics: dict[str, float]) -> None:
 
 
 def _raise_recorded(failure_url: str) -> None:
-    """Raise the error that a worker recorded, as the type it was."""
+    """Raise the error that a worker recorded, as the nearest of its types that all of the project shares."""
     if not exists(failure_url):
         return
     record = json.loads(read_bytes(failure_url))
-    kind = getattr(errors, record["kind"], TrainingError)
-    raise kind(record["message"], remedy=record["remedy"])
+    kind = next(name for name in record["kinds"] if hasattr(errors, name))
+    raise getattr(errors, kind)(record["message"], remedy=record["remedy"])

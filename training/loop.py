@@ -61,6 +61,10 @@ class Task(Protocol):
         """Scalars averaged over the batch; the gradient is taken of `loss`, the others are logged."""
         ...
 
+    def example(self, num_clips: int) -> Any:
+        """A micro-batch of that many clips on the meta device: shapes without content, to plan memory."""
+        ...
+
     def batch_tensors(self, batch: Any) -> dict[str, torch.Tensor]:
         """The batch as plain tensors, to keep the one that broke a run."""
         ...

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from infra.config import Config
 from infra.digests import sha256_json, short
@@ -24,7 +25,7 @@ from training.callbacks.metrics_file import MetricsFile
 from training.callbacks.offending_batch import OffendingBatch
 from training.callbacks.progress import Progress
 from training.callbacks.tracking import Tracking, TrackingConfig
-from training.checkpoint import CheckpointConfig, load_checkpoint, newest_valid
+from training.checkpoint import CheckpointConfig, load_checkpoint, newest_valid, read_checkpoint
 from training.loop import Batch, Callback, Group, LoopPlan, Precision, Task, run_loop
 from training.optim import (
     OptimConfig,
@@ -34,7 +35,7 @@ from training.optim import (
     build_optimizer,
     plan_schedule,
 )
-from training.state import Identity, TrainState, counter_seed
+from training.state import Identity, TrainState, counter_seed, load_model, summarise
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class ExportableTask(Task, Protocol):
 
     inputs: tuple[str, ...]  # digests of everything the model is made from
 
-    def export(self, folder: str, model: torch.nn.Module, *, summary: dict[str, Any]) -> str:
+    def export(self, folder: str, model: nn.Module, *, summary: dict[str, Any]) -> str:
         """Write the export folder, its record last; returns the export's digest."""
         ...
 
@@ -110,8 +111,13 @@ def new_state(config: RunConfig, task: Task, device: torch.device) -> TrainState
         model=model,
         optimizer=build_optimizer(model, config.optim),
         average=WeightAverage(model, config.optim.ema_decay) if config.optim.ema_decay else None,
-        identity=Identity(config.identity_digest(), task.data_digest, config.seed),
+        identity=identity_of(config, task),
     )
+
+
+def identity_of(config: RunConfig, task: Task) -> Identity:
+    """What decides the result of the run."""
+    return Identity(config.identity_digest(), task.data_digest, config.seed)
 
 
 def train(config: RunConfig, task: Task, group: Group, publish: Publish) -> dict[str, Any]:
@@ -139,21 +145,16 @@ def train(config: RunConfig, task: Task, group: Group, publish: Publish) -> dict
         batches=_batches(config, task, group, range(state.step, schedule.total_steps)),
         callbacks=_callbacks(config, task, group, publish),
     )
-    return {**summarise(state), "first_step": first_step, "seconds": round(time.monotonic() - started, 3)}
+    return {**summarise(state.record()), "first_step": first_step, "seconds": round(time.monotonic() - started, 3)}
 
 
-def summarise(state: TrainState) -> dict[str, Any]:
-    """What a run achieved, from its state alone: metrics of the first step and means over the last ones."""
-    return {"steps": state.step, "first": state.first, "last": state.tail_mean(), "matmul": state.matmul}
-
-
-def load_trained(config: RunConfig, task: Task, url: str) -> TrainState:
-    """The state of a checkpoint, on the CPU, with the weight average in place of the weights if there is one."""
-    state = new_state(config, task, torch.device("cpu"))
-    load_checkpoint(url, state)
-    if state.average is not None:
-        state.average.copy_to(state.model)
-    return state
+def load_trained(config: RunConfig, task: Task, url: str) -> tuple[nn.Module, dict[str, Any]]:
+    """(model, summary) of a checkpoint, on the CPU; the weight average takes the weights' place if there is one."""
+    files, record = read_checkpoint(url)
+    identity_of(config, task).require(record)
+    model = task.build_model()
+    load_model(model, files["model"] | files.get("average", {}))
+    return model, summarise(record)
 
 
 def _batches(config: RunConfig, task: Task, group: Group, steps: range) -> Iterator[Sequence[Batch]]:
@@ -170,14 +171,19 @@ def _batches(config: RunConfig, task: Task, group: Group, steps: range) -> Itera
 def _callbacks(config: RunConfig, task: Task, group: Group, publish: Publish) -> list[Callback]:
     """Every rank saves together; the first one also keeps the records."""
     output = absolute(config.output)
-    callbacks: list[Callback] = [
+    saving: list[Callback] = [
         OffendingBatch(join(output, "failed"), rank=group.rank, to_tensors=task.batch_tensors),
         Checkpointing(publish, every_steps=config.checkpoint.every_steps, rank=group.rank),
     ]
-    if group.rank == 0:
-        callbacks += [
-            MetricsFile(join(output, "metrics.jsonl"), every_steps=config.log_every_steps),
-            Progress(),
-            Tracking(config.tracking, every_steps=config.log_every_steps),
-        ]
-    return callbacks
+    if group.rank:
+        return saving
+    records: list[Callback] = [
+        MetricsFile(
+            join(output, "metrics.jsonl"),
+            every_steps=config.log_every_steps,
+            checkpoint_steps=config.checkpoint.every_steps,
+        ),
+        Progress(),
+        Tracking(config.tracking, every_steps=config.log_every_steps),
+    ]
+    return records + saving

@@ -31,6 +31,16 @@ class Identity:
     data_digest: str
     seed: int
 
+    def require(self, record: Mapping[str, Any]) -> None:
+        """Raise `CheckpointError` unless the record of a checkpoint is of this run."""
+        expected = {"version": STATE_VERSION, "config_digest": self.config_digest, "data_digest": self.data_digest}
+        for key, value in expected.items():
+            if record.get(key) != value:
+                raise CheckpointError(
+                    f"the checkpoint's {key} is {record.get(key)!r}, this run's is {value!r}.",
+                    remedy="Use another output folder for another config or data set.",
+                )
+
 
 @dataclass
 class TrainState:
@@ -50,11 +60,6 @@ class TrainState:
         self.step += 1
         self.first = self.first or dict(metrics)
         self.tail = [*self.tail, dict(metrics)][-TAIL_STEPS:]
-
-    def tail_mean(self, num_steps: int = 50) -> dict[str, float]:
-        """Mean of each metric over the latest steps."""
-        recent = self.tail[-num_steps:]
-        return {name: statistics.fmean(item[name] for item in recent) for name in (recent[-1] if recent else {})}
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """The tensors of a checkpoint: one mapping per file, detached, on the CPU."""
@@ -78,32 +83,18 @@ class TrainState:
 
     def restore(self, files: Mapping[str, Mapping[str, torch.Tensor]], record: Mapping[str, Any]) -> None:
         """Take over a checkpoint; `CheckpointError` when it belongs to another run or another model."""
-        self._require_same_run(record)
-        _require_same_names("model", set(files["model"]), set(self.model.state_dict()))
-        self.model.load_state_dict(dict(files["model"]), strict=True)
+        self.identity.require(record)
+        load_model(self.model, files["model"])
         self._restore_optimizer(files["optimizer"])
         if self.average is not None:
             stored = files.get("average", {})
-            _require_same_names("weight average", set(stored), set(self.average.weights))
+            _require_same_shapes("weight average", stored, self.average.weights)
             for name, weight in self.average.weights.items():
                 weight.copy_(stored[name])
         self.step = int(record["step"])
         self.first = dict(record["first"])
         self.tail = [dict(item) for item in record["tail"]]
         self.matmul = record["matmul"]
-
-    def _require_same_run(self, record: Mapping[str, Any]) -> None:
-        expected = {
-            "version": STATE_VERSION,
-            "config_digest": self.identity.config_digest,
-            "data_digest": self.identity.data_digest,
-        }
-        for key, value in expected.items():
-            if record.get(key) != value:
-                raise CheckpointError(
-                    f"the checkpoint's {key} is {record.get(key)!r}, this run's is {value!r}.",
-                    remedy="Use another output folder for another config or data set.",
-                )
 
     def _names(self) -> dict[nn.Parameter, str]:
         return {parameter: name for name, parameter in self.model.named_parameters()}
@@ -127,6 +118,19 @@ class TrainState:
             self.optimizer.state.setdefault(parameter, {})[key] = tensor.to(parameter.device, copy=True)
 
 
+def load_model(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy the weights of a checkpoint; `CheckpointError` when they are of another model."""
+    _require_same_shapes("model", weights, model.state_dict())
+    model.load_state_dict(dict(weights), strict=True)
+
+
+def summarise(record: Mapping[str, Any], *, num_steps: int = 50) -> dict[str, Any]:
+    """What a run achieved, from a checkpoint's record: metrics of the first step and means over the latest ones."""
+    recent = record["tail"][-num_steps:]
+    last = {name: statistics.fmean(item[name] for item in recent) for name in (recent[-1] if recent else {})}
+    return {"steps": record["step"], "first": record["first"], "last": last, "matmul": record["matmul"]}
+
+
 def counter_seed(*counters: int | str) -> int:
     """A 63-bit seed that is a pure function of the counters, e.g. (seed, "step", step, rank)."""
     text = "/".join(str(counter) for counter in counters)
@@ -137,9 +141,10 @@ def _to_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
 
 
-def _require_same_names(what: str, found: set[str], expected: set[str]) -> None:
-    if found != expected:
-        missing, extra = sorted(expected - found)[:3], sorted(found - expected)[:3]
+def _require_same_shapes(what: str, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    found_shapes, expected_shapes = ({(k, tuple(v.shape)) for k, v in tensors.items()} for tensors in (found, expected))
+    if found_shapes != expected_shapes:
+        missing, extra = sorted(expected_shapes - found_shapes)[:3], sorted(found_shapes - expected_shapes)[:3]
         raise CheckpointError(
             f"the checkpoint's {what} does not fit: missing {missing}, unexpected {extra}.",
             remedy="It belongs to another model configuration.",

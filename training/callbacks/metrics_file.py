@@ -16,11 +16,13 @@ FLUSH_INTERVAL_S = 10.0
 class MetricsFile(Callback):
     """Writes the whole file anew every few seconds, so that it is complete on object storage too.
 
-    After a resume the lines beyond the checkpoint are dropped: the steps are taken again, and each has one line.
+    After a resume the lines beyond the checkpoint are dropped: the steps are taken again, and each has one line. So
+    that none is missing either, everything is written before a checkpoint (`checkpoint_steps` apart) is.
     """
 
-    def __init__(self, url: str, *, every_steps: int) -> None:
+    def __init__(self, url: str, *, every_steps: int, checkpoint_steps: int) -> None:
         self._url = url
+        self._checkpoint_steps = checkpoint_steps
         self._every_steps = every_steps
         self._lines: list[str] = []
         self._flushed_s = 0.0
@@ -31,17 +33,20 @@ class MetricsFile(Callback):
 
     def after_step(self, event: StepEvent, state: TrainState) -> None:
         """Note the step if it is one to be logged."""
-        if event.step % self._every_steps and event.step not in (1, event.total_steps):
-            return
-        timing = {"step_s": event.step_s, "wait_s": event.wait_s}
-        line = {"step": event.step, "epoch": event.epoch, **event.metrics, **timing}
-        self._lines.append(json.dumps({key: _short(value) for key, value in line.items()}, allow_nan=False))
-        if time.monotonic() - self._flushed_s > FLUSH_INTERVAL_S:
+        if event.step % self._every_steps == 0 or event.step in (1, event.total_steps):
+            self._note(event)
+        due = event.step % self._checkpoint_steps == 0 or event.step == event.total_steps
+        if due or time.monotonic() - self._flushed_s > FLUSH_INTERVAL_S:
             self._flush()
 
     def at_end(self, state: TrainState) -> None:
         """Write what is left."""
         self._flush()
+
+    def _note(self, event: StepEvent) -> None:
+        timing = {"step_s": event.step_s, "wait_s": event.wait_s}
+        line = {"step": event.step, "epoch": event.epoch, **event.metrics, **timing}
+        self._lines.append(json.dumps({key: _short(value) for key, value in line.items()}, allow_nan=False))
 
     def _flush(self) -> None:
         write_bytes(self._url, "".join(f"{line}\n" for line in self._lines).encode())

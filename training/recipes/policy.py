@@ -213,6 +213,19 @@ class PolicyTask:
         assert isinstance(model, BehaviourCloningHead)
         return {"loss": model.loss(features, proprioception, text, actions, mask)}
 
+    def example(self, num_clips: int) -> CloningBatch:
+        """Shapes only."""
+        head = self.head_config
+        windows = self._windows.batch([0] * num_clips)
+        fields = {field.name: getattr(windows, field.name).to("meta") for field in dataclasses.fields(windows)}
+        tokens = (head.num_tokens,) if head.feature == "patch_tokens" else ()
+        shape = (num_clips, head.history, *tokens, head.feature_dim)
+        return CloningBatch(
+            windows=type(windows)(**fields),
+            features=torch.empty(shape, device="meta") if head.uses_images else None,
+            text=torch.empty(num_clips, head.text_dim, device="meta") if head.text_dim else None,
+        )
+
     def batch_tensors(self, batch: CloningBatch) -> dict[str, torch.Tensor]:
         """The windows and, where there are any, their features."""
         tensors = {field.name: getattr(batch.windows, field.name) for field in dataclasses.fields(batch.windows)}

@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from infra.ray_runtime import ComputeConfig
+from infra.storage import join, write_bytes
 from ingest.order import SampleOrder, rank_span
 from training.checkpoint import CheckpointConfig
 from training.data.frame_pairs import FramePairConfig, FramePairDataset
@@ -29,6 +30,7 @@ from training.loop import Group
 from training.models.common.images import Preprocessing
 from training.models.rsp import RSP, RSPConfig, RSPDraws
 from training.optim import OptimConfig, ScheduleConfig
+from training.recipes.rsp_pictures import PICTURES_NAME, predicted_futures
 from training.session import RunConfig
 from training.state import counter_seed
 
@@ -200,6 +202,12 @@ class RSPTask:
         ]
         return RSPDraws(*(torch.stack(column).to(device) for column in zip(*drawn, strict=True)))
 
+    def example(self, num_clips: int) -> PairBatch:
+        """Shapes only."""
+        side = self.config.model.image_size
+        images = torch.empty(num_clips * self.repeats, 2, 3, side, side, dtype=torch.uint8, device="meta")
+        return PairBatch(images, tuple((0, clip) for clip in range(num_clips)), self.repeats)
+
     def batch_tensors(self, batch: PairBatch) -> dict[str, torch.Tensor]:
         """Images and visits."""
         return {"images": batch.images, "visits": torch.tensor(batch.visits)}
@@ -226,6 +234,9 @@ class RSPTask:
             limits="Trained on one data set at one resolution. The losses above say that training worked, not that "
             "the features are good: see the evaluations that name this export's digest.",
         )
+        assert isinstance(model, RSP)
+        pictures = predicted_futures(model, self._dataset, seed=counter_seed(self._seed, "pictures"))
+        write_bytes(join(folder, PICTURES_NAME), pictures)
         return save_export(
             folder,
             kind="rsp",

@@ -1,0 +1,85 @@
+"""What a run would do, without doing it: steps, epochs, parameters, memory, disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from training.loop import Task
+from training.session import RunConfig, schedule_of
+
+FLOAT_BYTES = 4
+ADAM_MOMENTS = 2
+
+
+def dry_run(config: RunConfig) -> dict[str, Any]:
+    """Counts and estimates of the run, from the config and the data set's manifest.
+
+    The memory of one worker is weights, gradients, optimiser and average, plus what autograd would keep of one
+    micro-batch: a model without storage is run on inputs without storage, so nothing is computed.
+    """
+    task = config.build_task()
+    schedule = schedule_of(config, task)
+    with torch.device("meta"):
+        model = task.build_model()
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    stored = sum(tensor.numel() for tensor in model.state_dict().values())
+    workers = max(1, config.compute.workers)
+    per_rank = math.ceil(config.global_batch_size / workers)
+    micro_batch = min(per_rank, config.micro_batch_size or per_rank)
+    copies = 2 + ADAM_MOMENTS + (config.optim.ema_decay is not None)
+    fixed = FLOAT_BYTES * trainable * copies
+    activations = activation_bytes(task, model, config, micro_batch)
+    checkpoint = FLOAT_BYTES * (stored + trainable * (copies - 2))
+    return {
+        "run": config.run_name(),
+        "clips": task.num_clips,
+        "draws_per_clip": task.repeats,
+        "steps": schedule.total_steps,
+        "passes": schedule.passes(schedule.total_steps),
+        "effective_epochs": schedule.passes(schedule.total_steps) * task.repeats,
+        "clips_seen": schedule.total_steps * config.global_batch_size,
+        "peak_lr": schedule.peak_lr,
+        "workers": workers,
+        "micro_batch_clips": micro_batch,
+        "micro_batches_per_step": math.ceil(per_rank / micro_batch),
+        "parameters": trainable,
+        "worker_memory_bytes": {"model_and_optimiser": fixed, "activations": activations},
+        "checkpoint_bytes": checkpoint,
+        "disk_bytes": checkpoint * (config.checkpoint.keep + 1) + FLOAT_BYTES * stored,
+    }
+
+
+def activation_bytes(task: Task, model: nn.Module, config: RunConfig, num_clips: int) -> int:
+    """Bytes that autograd keeps for the backward pass of `num_clips` clips; `model` lives on the meta device."""
+    kept: dict[int, int] = {}
+    weights = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+    alive: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        base = tensor if tensor._base is None else tensor._base
+        if id(base) not in weights:
+            kept[id(base)] = base.numel() * base.element_size()
+            alive.append(base)  # an id may be used again once its tensor is gone
+        return tensor
+
+    precision = torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision == "bf16")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), precision:
+        task.loss(model, task.example(num_clips), torch.device("meta"))
+    return sum(kept.values())
+
+
+def describe(plan: Mapping[str, Any]) -> str:
+    """The plan in a few lines for people."""
+    memory = plan["worker_memory_bytes"]
+    return (
+        f"{plan['run']}: {plan['steps']} steps of {plan['clips_seen'] // plan['steps']} clips, "
+        f"{plan['passes']:.1f} passes over {plan['clips']} clips ({plan['effective_epochs']:.1f} effective epochs)\n"
+        f"{plan['parameters'] / 1e6:.2f} M parameters, peak learning rate {plan['peak_lr']:.3g}\n"
+        f"{plan['workers']} worker(s), each about {sum(memory.values()) / 1e9:.2f} GB above the libraries\n"
+        f"about {plan['disk_bytes'] / 1e9:.2f} GB on disk"
+    )
