@@ -6,7 +6,6 @@ The profile is the only thing outside the home folder that `up` changes; `down` 
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import subprocess
@@ -96,11 +95,18 @@ def deploy(api_url: str = "") -> list[str]:
     return list(FLOW_MODULES)
 
 
-def load_flow(name: str) -> object:
-    """The flow of a deployment's name, imported now."""
-    module = FLOW_MODULES.get(name)
-    if module is None:
-        raise InputError(f"unknown deployment {name!r}.", remedy=f"Known: {', '.join(FLOW_MODULES)}.")
-    if importlib.util.find_spec(module) is None:
-        raise InputError(f"flow module {module} is missing.", remedy="Install the package again.")
-    return getattr(importlib.import_module(module), module.rpartition(".")[2])
+def prepare_prefect() -> None:
+    """Before prefect is imported: the running server, else a private one that ends with this process.
+
+    The private server keeps its files in the home folder, so that a profile of the user that names a server which
+    is away does not matter here. What the user has exported wins.
+    """
+    known = settings()
+    if known.prefect_api_url:
+        os.environ.setdefault("PREFECT_API_URL", known.prefect_api_url)
+        return
+    if "PREFECT_API_URL" in os.environ:
+        return
+    os.environ.setdefault("PREFECT_HOME", str(known.local_home / "prefect"))
+    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")

@@ -1,0 +1,388 @@
+"""`foreframe`: every verb of the project. A wrong value is one line and exit code 2; `--debug` shows tracebacks.
+
+Commands import what they need when they run: `--help` and `doctor` must not wait for torch, Ray or Prefect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from infra.errors import ConfigError, ForeframeError, InputError
+from infra.ray_runtime import prepare_environment
+from pipelines.console import quiet_prefect, set_up_logging, table
+
+app = typer.Typer(
+    help="Raw video in, a promoted robot policy out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RAY_CPUS = 4  # logical: a small local Ray for the steps of one flow
+DEBUG_FLAG = "--debug"
+Overrides = Annotated[
+    list[str] | None, typer.Option("-o", "--override", metavar="KEY=VALUE", help="Dotted key of the config; repeat.")
+]
+Backend = Annotated[str, typer.Option(help="Where heavy steps run: inline, local or jobs; default from the settings.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and do nothing.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"foreframe {importlib.metadata.version('foreframe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    debug: Annotated[
+        bool, typer.Option(DEBUG_FLAG, help="Tracebacks and debug lines; works after a verb too.")
+    ] = False,
+) -> None:
+    """Options of every verb; `main` has acted on them already."""
+
+
+@app.command()
+def demo(override: Overrides = None, backend: Backend = "") -> None:
+    """The whole line on tiny presets: video, encoder, policy, gate, report.
+
+    Overrides begin with the stage: simulate, pretraining, cloning, label_propagation or rollouts.
+    """
+    summary = _call_flow("demo", _by_stage(override or []), backend=backend, shares_ray=False)
+    typer.echo("\nEncoder, label propagation\n" + table(_score_rows(summary["encoder"])))
+    typer.echo("\nPolicy, closed loop\n" + table(_score_rows(summary["policy"])))
+    typer.echo("\nStages, seconds\n" + table([{"stage": k, "seconds": v} for k, v in summary["seconds"].items()]))
+    for gate in summary["gates"]:
+        typer.echo("\n" + _verdict(gate))
+    typer.echo(f"\nReport: {summary['report']}")
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine lacks, each with the command that mends it; exit code 1 if something fails."""
+    from infra.doctor import examine, report
+
+    checks = examine([_check_rendering])
+    typer.echo(report(checks))
+    raise typer.Exit(any(check.verdict == "fail" for check in checks))
+
+
+@app.command()
+def up(
+    cpus: Annotated[int | None, typer.Option(help="Processors Ray may use; default all.", min=1)] = None,
+    bare: Annotated[bool, typer.Option("--bare", help="No deployments and no Prefect profile.")] = False,
+) -> None:
+    """Start Prefect, MLflow and Ray on loopback, deploy the flows, print the addresses. Up already is fine."""
+    from infra import services
+    from pipelines import deployments
+
+    state = services.up(num_cpus=cpus)
+    if not bare:
+        deployments.deploy(state.settings.prefect_api_url)
+        previous = deployments.activate_profile(state.settings.prefect_api_url)
+        if state.previous_profile is None:
+            services.write_state(state.model_copy(update={"previous_profile": previous}))
+    for name, service in state.services.items():
+        typer.echo(f"{name:<15} {service.url or 'running'}")
+    if bare:
+        return
+    typer.echo("\nNow for example: prefect deployment run pretrain-rsp")
+    for name in deployments.overriding_variables():
+        typer.echo(f"note: {name} is set in this shell and wins over our server: unset {name}")
+
+
+@app.command()
+def down() -> None:
+    """Stop what `up` started, and nothing else."""
+    from infra import services
+    from pipelines import deployments
+
+    state = services.read_state()
+    if state is not None and state.previous_profile is not None:
+        deployments.restore_profile(state.previous_profile)
+    stopped = services.down()
+    typer.echo(f"stopped: {', '.join(stopped)}" if stopped else "nothing was up")
+
+
+@app.command()
+def deploy() -> None:
+    """Create or update the deployments of prefect.yaml on the running Prefect server."""
+    from pipelines import deployments
+
+    typer.echo(f"deployed: {', '.join(deployments.deploy())}")
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="A deployment's name, e.g. pretrain-rsp.")],
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", "--param", metavar="KEY=VALUE", help="Flow parameter; repeat.")
+    ] = None,
+    override: Overrides = None,
+    backend: Backend = "",
+) -> None:
+    """Run a deployment's flow here and now, without a worker."""
+    parameters = dict(_assignment(text) for text in parameter or [])
+    if override:
+        parameters |= _by_stage(override) if name == "demo" else {"overrides": override}
+    result = _call_flow(name, parameters, backend=backend, shares_ray=name != "demo")
+    typer.echo(result if isinstance(result, str) else json.dumps(result, indent=2))
+
+
+@app.command()
+def ingest(
+    *,
+    corpus: Annotated[str, typer.Argument(help="Source format: folder, annotated or metaworld.")],
+    source: Annotated[str, typer.Argument(help="Folder or s3:// prefix of the corpus.")],
+    out: Annotated[str, typer.Argument(help="Folder or s3:// prefix of the data set.")],
+    layout: Annotated[str, typer.Option(help="frames (pictures) or video (H.264).")] = "frames",
+    name: Annotated[str, typer.Option(help="Name of the data set; default: the corpus's.")] = "",
+    override: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Turn a corpus into a data set. Killed or repeated, it goes on from what is committed."""
+    from infra.config import override as apply
+    from ingest import job, main
+    from ingest.recipe import IngestConfig
+
+    values = {"corpus": corpus, "source": source, "output": out, "name": name or corpus, "recipe": {"layout": layout}}
+    config = apply(IngestConfig.parse(values), override or [])
+    if dry_run:
+        typer.echo(json.dumps(job.describe(config), indent=2))
+        return
+    manifest = main.run(config)
+    typer.echo(f"{out}: {manifest.num_samples} samples, {manifest.num_frames} frames, {manifest.num_failures} refused")
+
+
+@app.command()
+def pretrain(
+    preset: Annotated[str, typer.Option(help="tiny, vits16 or vitb16.")] = "tiny",
+    data: Annotated[str, typer.Option(help="Data set of layout frames; default: the simulated one.")] = "",
+    override: Overrides = None,
+    backend: Backend = "",
+    dry_run: DryRun = False,
+) -> None:
+    """Pre-train an encoder on frame pairs, evaluate and register it."""
+    if dry_run:
+        flow = _flow_module("pretrain-rsp")
+        _show_plan(flow.resolve_pretraining(preset, data, override), has_data=bool(data))
+        return
+    typer.echo(_call_flow("pretrain-rsp", {"preset": preset, "data": data, "overrides": override}, backend=backend))
+
+
+@app.command("train-policy")
+def train_policy(
+    *,
+    preset: Annotated[str, typer.Option(help="tiny or cortexbench.")] = "tiny",
+    encoder: Annotated[str, typer.Option(help="Export of an encoder; default: the registry's.")] = "",
+    data: Annotated[str, typer.Option(help="Data set of episodes; default: the simulated one.")] = "",
+    override: Overrides = None,
+    backend: Backend = "",
+    dry_run: DryRun = False,
+) -> None:
+    """Train a policy on an encoder's features, roll it out and register it."""
+    if dry_run:
+        flow = _flow_module("train-policy")
+        provider = flow.ProviderConfig(kind="export", url=encoder) if encoder else flow.ProviderConfig(kind="none")
+        _show_plan(flow.resolve_policy(preset, provider, data, override), has_data=bool(data))
+        return
+    parameters = {"preset": preset, "encoder": encoder, "data": data, "overrides": override}
+    typer.echo(_call_flow("train-policy", parameters, backend=backend))
+
+
+@app.command()
+def evaluate(
+    *,
+    suite: Annotated[str, typer.Argument(help="label-propagation or rollouts.")],
+    model: Annotated[str, typer.Option(help="Export; default: the registry's candidate.")] = "",
+    control: Annotated[str, typer.Option(help="For rollouts: a policy trained without pictures.")] = "",
+    data: Annotated[str, typer.Option(help="Training episodes, or a folder in DAVIS layout.")] = "",
+    override: Overrides = None,
+    backend: Backend = "",
+) -> None:
+    """Rate a model beside its control arms."""
+    parameters = {"suite": suite, "model": model, "control": control, "data": data, "overrides": override}
+    typer.echo(_call_flow("evaluate", parameters, backend=backend))
+
+
+@app.command()
+def promote(
+    model: Annotated[str, typer.Option(help="foreframe-policy or foreframe-encoder.")] = "foreframe-policy",
+    version: Annotated[int | None, typer.Option(help="Version; default: the candidate.", min=1)] = None,
+    backend: Backend = "",
+) -> None:
+    """Let the gate decide on a candidate. A refusal is an answer: exit code 0, with the reasons."""
+    parameters = {"model": model, "version": version}
+    typer.echo(_verdict(_call_flow("promote", parameters, backend=backend, shares_ray=False)))
+
+
+@app.command()
+def report(
+    kind: Annotated[str, typer.Argument(help="demo, dataset or result.")],
+    path: Annotated[str, typer.Argument(help="Folder or s3:// prefix.")],
+) -> None:
+    """Write the HTML report of a demo, a data set or an evaluation."""
+    from evaluation.report.run import build
+
+    typer.echo(str(build(kind, path)))
+
+
+@app.command()
+def lineage(
+    target: Annotated[str, typer.Argument(help="Folder, digest, or a registered model: foreframe-policy@champion.")],
+) -> None:
+    """The way from an artefact back to the source videos."""
+    from infra.lineage import trace
+    from infra.settings import settings
+
+    found = trace(_registered_url(target) if "@" in target else target, home=settings().home_url)
+    typer.echo(found.text())
+    typer.echo(f"\n{len(found.sources)} source videos")
+    if found.missing:
+        raise InputError(
+            f"{len(found.missing)} digests lead nowhere, first {found.missing[0].id[:12]}.",
+            remedy="Their records lie outside the home folder, or were removed.",
+        )
+
+
+@app.command()
+def verify(url: Annotated[str, typer.Argument(help="Folder or s3:// prefix of a data set.")]) -> None:
+    """Check a data set against its manifest: hashes, names, counts. Exit code 1 if something is wrong."""
+    from ingest.verify import verify as check
+
+    problems = check(url)
+    typer.echo("\n".join(problems) or "sound")
+    raise typer.Exit(bool(problems))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point and error boundary."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = DEBUG_FLAG in arguments
+    prepare_environment()
+    set_up_logging(debug=debug)
+    try:
+        app([item for item in arguments if item != DEBUG_FLAG])
+    except ForeframeError as error:
+        if debug:
+            raise
+        sys.exit(_fail(str(error), code=2))
+    except Exception as error:
+        if debug:
+            raise
+        text = str(error).strip().splitlines()
+        first = text[0] if text else "no message"
+        # Prefect refuses a wrong flow parameter in its own words; that is a user's error too.
+        code = 2 if type(error).__name__ in {"ParameterTypeError", "SignatureMismatchError"} else 1
+        sys.exit(_fail(f"{type(error).__name__}: {first} ({DEBUG_FLAG} shows more)", code=code))
+
+
+def _fail(text: str, *, code: int) -> int:
+    typer.echo(f"error: {text}", err=True)
+    return code
+
+
+def _flow_module(name: str) -> Any:
+    from pipelines.deployments import FLOW_MODULES, prepare_prefect
+
+    if name not in FLOW_MODULES:
+        raise ConfigError(f"unknown flow {name!r}.", remedy=f"Known: {', '.join(FLOW_MODULES)}.")
+    prepare_prefect()
+    module = importlib.import_module(FLOW_MODULES[name])
+    quiet_prefect(debug=DEBUG_FLAG in sys.argv)
+    return module
+
+
+def _call_flow(name: str, parameters: dict[str, Any], *, backend: str, shares_ray: bool = True) -> Any:
+    """Run a flow in this process. With the local backend its steps share one small Ray."""
+    from infra.settings import settings
+
+    module = _flow_module(name)
+    flow = getattr(module, name.replace("-", "_"))
+    given = {key: value for key, value in parameters.items() if value not in (None, "")}
+    chosen = backend or settings().backend
+    with _shared_ray() if shares_ray and chosen == "local" else contextlib.nullcontext():
+        return flow(**given, **({"backend": backend} if backend else {}))
+
+
+@contextlib.contextmanager
+def _shared_ray() -> Iterator[None]:
+    from infra.ray_head import local_ray
+
+    with local_ray(RAY_CPUS):
+        yield
+
+
+def _show_plan(config: Any, *, has_data: bool) -> None:
+    if has_data:
+        from training.plan import dry_run
+
+        typer.echo(json.dumps(dry_run(config), indent=2))
+    typer.echo(json.dumps(config.to_json(), indent=2))
+
+
+def _by_stage(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """`pretraining.schedule.steps=3` -> {"pretraining": ["schedule.steps=3"]}."""
+    stages: dict[str, list[str]] = {}
+    for text in overrides:
+        stage, separator, rest = text.partition(".")
+        if not separator or "=" in stage:
+            raise ConfigError(f"override {text!r} names no stage.", remedy="E.g. -o pretraining.schedule.steps=100")
+        stages.setdefault(stage, []).append(rest)
+    return stages
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ConfigError(f"parameter {text!r} is not of the form key=value.", remedy="E.g. -p preset=tiny")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def _score_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: row[key] for key in ("arm", "metric", "value", "low", "high", "count")} for row in rows]
+
+
+def _verdict(gate: dict[str, Any]) -> str:
+    note = f" ({gate['note']})" if gate.get("note") else ""
+    head = f"{gate['model']} version {gate['version']}{note}: {'promoted' if gate['promote'] else 'refused'}"
+    return "\n".join([head, *(f"  - {reason}" for reason in gate["reasons"])])
+
+
+def _registered_url(target: str) -> str:
+    from infra.registry import Registry
+    from infra.tracking import Tracker
+
+    name, _, alias = target.partition("@")
+    found = Registry(Tracker()).alias(name, alias)
+    if found is None:
+        raise InputError(f"{name} has no alias {alias!r}.", remedy="Known: candidate, champion, previous.")
+    return found.url
+
+
+def _check_rendering() -> list[Any]:
+    """OpenGL without a screen."""
+    from infra.doctor import Check
+    from ingest.simulators.opengl import APT_COMMAND, NO_GL, select_backend
+
+    backend = select_backend()
+    if backend == NO_GL:
+        return [Check("opengl", "fail", "neither EGL nor OSMesa renders", APT_COMMAND)]
+    return [Check("opengl", "ok", f"renders with {backend}")]
+
+
+if __name__ == "__main__":
+    main()
