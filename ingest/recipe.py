@@ -75,3 +75,8 @@ class IngestConfig(Config):
     name: str
     recipe: Recipe = Recipe()
     workers: int = Field(default=2, ge=0)
+
+
+def small_pictures(layout: Layout) -> Recipe:
+    """For simulated corpora, whose pictures are small already: the source's size, nearly lossless, small shards."""
+    return Recipe(layout=layout, short_side=None, jpeg_quality=95, crf=14, shard_bytes=4 << 20)

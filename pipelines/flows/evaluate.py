@@ -1,0 +1,127 @@
+"""`evaluate`: an encoder by label propagation, a policy by closed-loop rollouts, each beside its control arms."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from evaluation.label_propagation.suite import LabelPropagationConfig
+from prefect import flow
+
+from evaluation.result import RESULT_NAME, EvaluationResult
+from evaluation.rollouts.config import RolloutsConfig
+from infra.config import Config
+from infra.errors import ConfigError, InputError
+from infra.registry import ENCODER, POLICY, RESULT_TAG, Registry
+from infra.storage import absolute, join, read_json
+from pipelines.flows import STOPS_ITS_JOBS
+from pipelines.flows.ingest_corpus import TASKS
+from pipelines.ray_backend import Backend
+from pipelines.tasks import FlowRun, logger, resolve, tracked
+from training.export import read_record
+
+Suite = Literal["label-propagation", "rollouts"]
+MODEL_OF = {"label-propagation": ENCODER, "rollouts": POLICY}
+
+
+@flow(name="evaluate", flow_run_name="evaluate-{suite}", **STOPS_ITS_JOBS)
+def evaluate(
+    *,
+    suite: Suite = "rollouts",
+    model: str = "",
+    control: str = "",
+    data: str = "",
+    overrides: list[str] | None = None,
+    backend: Backend | None = None,
+    parent_run: str = "",
+) -> str:
+    """Evaluate an export (default: the registry's candidate); returns the url of the result's folder.
+
+    `data`: for rollouts the episodes the policy was trained on, for label propagation a folder in DAVIS layout
+    (default: simulated sequences). `control`: a policy trained without pictures, the proprioception arm.
+    """
+    with tracked("evaluate", backend=backend, parent=parent_run) as run:
+        url = absolute(model) if model else candidate_url(run, MODEL_OF[suite])
+        if suite == "label-propagation":
+            config: Config = LabelPropagationConfig(encoder=url, data=data, output="unplaced")
+        else:
+            config = rollouts(url, control=control, data=data)
+        return rate(run, resolve(config, overrides, folder="results", name=suite))
+
+
+def rollouts(policy: str, *, control: str, data: str) -> RolloutsConfig:
+    """Every control arm on unseen seeds of the demonstrated tasks."""
+    if not control or not data:
+        raise ConfigError(
+            "rollouts need `control` (a policy trained without pictures) and `data` (the training episodes).",
+            remedy="Use the train-policy flow, which makes both.",
+        )
+    return RolloutsConfig(
+        policy=policy, proprioception_policy=absolute(control), episodes=absolute(data), tasks=TASKS, output="unplaced"
+    )
+
+
+def rate(run: FlowRun, config: Any) -> str:
+    """Run a suite, note its scores on the registered version and the flow's page; returns the result's folder."""
+    step = f"evaluate-{config.kind}"
+    child = run.step("evaluation.main", config, name=step)
+    result = EvaluationResult.parse(read_json(join(config.output, RESULT_NAME)))
+    scores = {name: score.value for name, score in result.scores.items()}
+    tracked_run = run.tracker.open(child)
+    tracked_run.log_metrics(scores)
+    tracked_run.flush()
+    registry = Registry(run.tracker)
+    name = MODEL_OF[config.kind]
+    version = registry.by_digest(name, result.model_digest)
+    if version is not None:
+        registry.tag(name, version.version, {RESULT_TAG: config.output})
+        registry.log_metrics(name, version.version, scores)
+    run.table(step, score_rows(result), f"{result.suite} of {result.model}: {config.output}")
+    primary = result.scores[result.primary_metric]
+    logger().info(
+        "%s: %s %.3f [%.3f, %.3f], n = %d: %s",
+        *(result.suite, result.primary_metric, primary.value, primary.low, primary.high, primary.count, config.output),
+    )
+    return str(config.output)
+
+
+def evaluate_like(run: FlowRun, model: str, result_url: str) -> EvaluationResult:
+    """Another model by the very protocol that made `result_url`, read from there when it is done already."""
+    saved = read_json(join(result_url, "config.json"))
+    kind = saved.get("kind")
+    if kind not in MODEL_OF:
+        raise InputError(f"{result_url} was made by {kind!r}.", remedy=f"Known suites: {', '.join(MODEL_OF)}.")
+    values = {**saved, "output": "unplaced"}
+    if kind == "label-propagation":
+        config: Config = LabelPropagationConfig.parse(values | {"encoder": model})
+    else:
+        config = RolloutsConfig.parse(values | {"policy": model})
+    url = rate(run, resolve(config, None, folder="results", name=str(kind)))
+    return EvaluationResult.parse(read_json(join(url, RESULT_NAME)))
+
+
+def candidate_url(run: FlowRun, name: str) -> str:
+    """The export of the registry's candidate."""
+    found = Registry(run.tracker).alias(name, "candidate")
+    if found is None:
+        raise InputError(f"{name} has no candidate.", remedy="Name an export with --model.")
+    read_record(found.url)  # one clear line now rather than a failed job later
+    return found.url
+
+
+def score_rows(result: EvaluationResult) -> list[dict[str, Any]]:
+    """One row an arm: the primary metric with its interval and count."""
+    arms = {"model": result.scores, **result.arm_scores}
+    rows = []
+    for name, scores in arms.items():
+        score = scores.get(result.primary_metric)
+        if score is not None:
+            rows.append(
+                {
+                    "arm": name,
+                    result.primary_metric: round(score.value, 4),
+                    "low": round(score.low, 4),
+                    "high": round(score.high, 4),
+                    "n": score.count,
+                }
+            )
+    return rows

@@ -1,0 +1,119 @@
+"""`promote`: the gate decides on a candidate, and the alias `champion` moves or it does not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from prefect import flow
+
+from evaluation.gate import Decision, GateRule, decide, encoder_rule, policy_rule, promotion_record, training_summary
+from evaluation.result import RESULT_NAME, EvaluationResult
+from infra.digests import short
+from infra.errors import InputError
+from infra.registry import CANDIDATE, CHAMPION, ENCODER, POLICY, RESULT_TAG, ModelVersion, Registry
+from infra.settings import settings
+from infra.storage import exists, join, read_bytes, read_json, write_json
+from pipelines.flows import STOPS_ITS_JOBS
+from pipelines.flows.evaluate import evaluate_like
+from pipelines.ray_backend import Backend
+from pipelines.tasks import FlowRun, logger, tracked
+
+ModelName = Literal["foreframe-encoder", "foreframe-policy"]
+RULES: dict[str, GateRule] = {ENCODER: encoder_rule(), POLICY: policy_rule()}
+RECORD_NAME = "promotion.json"
+
+
+@flow(name="promote", flow_run_name="promote-{model}", **STOPS_ITS_JOBS)
+def promote(
+    model: ModelName = "foreframe-policy",
+    version: int | None = None,
+    backend: Backend | None = None,
+    parent_run: str = "",
+) -> dict[str, Any]:
+    """Gate a version (default: the candidate) against the champion; returns the decision with its reasons.
+
+    Both are judged on equal seeds and items: a champion that was rated by another protocol is rated again.
+    """
+    with tracked("promote", backend=backend, parent=parent_run) as run:
+        registry = Registry(run.tracker)
+        candidate = find_candidate(registry, model, version)
+        champion = registry.alias(model, CHAMPION)
+        if champion is not None and champion.version == candidate.version:
+            reasons = (f"{model} version {candidate.version} is the champion already.", *champion.gate_reasons)
+            return announce(run, candidate, Decision(promote=True, reasons=reasons))
+        mine = rated(candidate)
+        theirs = evaluate_like(run, champion.url, rated_url(candidate)) if champion is not None else None
+        decision = judge(candidate, mine, theirs)
+        if decision.promote:
+            registry.promote(model, candidate.version, reasons=decision.reasons)
+        else:
+            registry.reject(model, candidate.version, reasons=decision.reasons)
+        return announce(run, candidate, decision, champion)
+
+
+def find_candidate(registry: Registry, model: str, version: int | None) -> ModelVersion:
+    """The version asked for, else the one with the alias `candidate`."""
+    if version is not None:
+        return registry.version(model, version)
+    found = registry.alias(model, CANDIDATE)
+    if found is None:
+        raise InputError(f"{model} has no candidate.", remedy="Train one first: pretrain-rsp or train-policy.")
+    return found
+
+
+def rated_url(candidate: ModelVersion) -> str:
+    """Where the candidate's evaluation lies."""
+    if url := candidate.tags.get(RESULT_TAG):
+        return url
+    raise InputError(
+        f"{candidate.name} version {candidate.version} was never evaluated.",
+        remedy=f"foreframe evaluate --model {candidate.url}",
+    )
+
+
+def rated(candidate: ModelVersion) -> EvaluationResult:
+    """The candidate's evaluation."""
+    return EvaluationResult.parse(read_json(join(rated_url(candidate), RESULT_NAME)))
+
+
+def judge(candidate: ModelVersion, mine: EvaluationResult, theirs: EvaluationResult | None) -> Decision:
+    """Apply the model's rule and keep the record beside the candidate's result."""
+    rule = RULES[candidate.name]
+    metrics = training_metrics(candidate.url)
+    decision = decide(mine, theirs, rule, training_metrics=metrics)
+    record = promotion_record(decision, mine, theirs, rule, training_metrics=metrics)
+    opponent = short(theirs.model_digest) if theirs else "floors"
+    name = f"{candidate.name}-v{candidate.version}-against-{opponent}.json"
+    write_json(settings().at("promotions", name), record.to_json())
+    return decision
+
+
+def training_metrics(export: str) -> dict[str, float]:
+    """First and last values of the run that made an export; empty for an export from elsewhere."""
+    url = join(export.rsplit("/", 1)[0], "metrics.jsonl")
+    if not exists(url):
+        return {}
+    return training_summary([json.loads(line) for line in read_bytes(url).splitlines() if line.strip()])
+
+
+def announce(
+    run: FlowRun, candidate: ModelVersion, decision: Decision, champion: ModelVersion | None = None
+) -> dict[str, Any]:
+    """Say it in the log, on the flow's page, in the tracker."""
+    verdict = "promoted" if decision.promote else "refused"
+    logger().info("%s version %d is %s: %s", candidate.name, candidate.version, verdict, " ".join(decision.reasons))
+    run.table(
+        f"gate-{candidate.name}",
+        [{"verdict": verdict, "reason": reason} for reason in decision.reasons],
+        f"{candidate.name} version {candidate.version}: {verdict}",
+    )
+    run.run.log_tags({"gate.status": verdict, "gate.model": f"{candidate.name} version {candidate.version}"})
+    return {
+        "model": candidate.name,
+        "version": candidate.version,
+        "candidate": candidate.export_digest,
+        "champion": champion.export_digest if champion else "",
+        "promote": decision.promote,
+        "reasons": list(decision.reasons),
+    }
