@@ -186,8 +186,11 @@ def _workspace(output: str, shard: int) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(output: str) -> None:
-    """Remove what dead builders of this machine left behind."""
+def sweep(output: str, *, complete: bool) -> None:
+    """Remove what dead builders of this machine left behind; with `complete`, every mark of an attempt as well."""
+    if complete:
+        for name in list_names(join(output, ATTEMPTS)):
+            remove(join(output, ATTEMPTS, name))
     if is_remote(output):
         return
     building = Path(output) / BUILDING
@@ -196,7 +199,7 @@ def sweep(output: str) -> None:
         if host == socket.gethostname() and pid.isdigit() and not _is_alive(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
     for folder in (building, Path(output) / ATTEMPTS):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # in use, or not there
             folder.rmdir()
 
 

@@ -35,13 +35,14 @@ def run(config: IngestConfig) -> Manifest:
     config = config.model_copy(update={"source": absolute(config.source), "output": absolute(config.output)})
     finished = _finished(config)
     if finished is not None:
+        sweep(config.output, complete=True)
         log.info("%s is complete (%d samples): nothing to do", config.output, finished.num_samples)
         return finished
     plan = prepare_plan(config)
-    sweep(config.output)
+    sweep(config.output, complete=False)
     receipts = _build_all(plan, config)
     manifest = _commit(plan, receipts, config)
-    sweep(config.output)
+    sweep(config.output, complete=True)
     log.info("%s: %d samples, %d failures", config.output, manifest.num_samples, manifest.num_failures)
     return manifest
 

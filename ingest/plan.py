@@ -23,6 +23,7 @@ PLAN_NAME = "plan.json"
 PLAN_VERSION = 1
 # Measured on natural video: JPEG q90 and H.264 crf 21 GOP 8.
 BYTES_PER_PIXEL = {"frames": 0.21, "video": 0.06}
+BYTES_PER_FRAME = {"frames": 1400, "video": 20}  # tar header and padding, JPEG tables
 Split = Literal["train", "validation"]
 
 
@@ -214,13 +215,14 @@ def _estimate(header: VideoHeader | None, recipe: Recipe) -> float:
     if header is None:
         return 0.0
     width, height = fit(header.width, header.height, recipe.short_side)
-    return width * height * BYTES_PER_PIXEL[recipe.layout] / recipe.frame_stride
+    stored = width * height * BYTES_PER_PIXEL[recipe.layout] + BYTES_PER_FRAME[recipe.layout]
+    return stored / recipe.frame_stride
 
 
 def _assign(samples: list[PlannedClip], failures: list[Failure], recipe: Recipe) -> tuple[PlannedShard, ...]:
     """In seeded order, each sample to the shard that is lightest so far: shuffled and of equal size."""
     total = sum(sample.estimated_bytes for sample in samples)
-    num_shards = max(1, math.ceil(total / recipe.shard_bytes))
+    num_shards = max(1, min(len(samples), math.ceil(total / recipe.shard_bytes)))
     lightest = [(0, shard) for shard in range(num_shards)]
     clips: dict[int, list[PlannedClip]] = defaultdict(list)
     for sample in sorted(samples, key=lambda sample: (_draw(recipe.seed, "shard", sample.key), sample.key)):

@@ -1,0 +1,145 @@
+"""Killed at any instant, run again: the data set is the one of an undisturbed run, to the last byte."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.errors import ServiceError
+from infra.faults import fault_point
+from ingest import job
+from ingest.recipe import IngestConfig, Recipe
+from ingest.verify import verify
+from tests.helpers_media import make_video
+
+PROJECT = Path(__file__).parents[2]
+POINTS = [
+    "ingest.before_plan",
+    "ingest.after_plan",
+    "ingest.decode:2",
+    "ingest.after_clip",
+    "ingest.before_tar",
+    "ingest.after_tar",
+    "ingest.after_idx",
+    "ingest.after_receipt",
+    "ingest.before_manifest",
+    "ingest.after_manifest",
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    for number in range(3):
+        make_video(folder / f"clip-{number}.mp4", frames=6, size=f"{64 + 16 * number}x64")
+    (folder / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+def config_of(corpus: Path, output: Path, **recipe) -> IngestConfig:
+    values = {"short_side": 32, "shard_bytes": 20_000, "max_failure_share": 0.9} | recipe
+    return IngestConfig(source=str(corpus), output=str(output), name="faults", recipe=Recipe(**values), workers=0)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, tmp_path_factory):
+    output = tmp_path_factory.mktemp("undisturbed") / "data"
+    manifest = job.run(config_of(corpus, output))
+    assert len(manifest.receipts) == 2 and manifest.num_samples == 3
+    return content(output)
+
+
+def run_child(config: IngestConfig, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    config.save(folder / "config.json")
+    argv = [sys.executable, "-m", "ingest.main", str(folder / "config.json")]
+    variables = {**os.environ, "PYTHONPATH": str(PROJECT), **environment}
+    return subprocess.run(argv, env=variables, capture_output=True, text=True, timeout=120, check=False)
+
+
+def content(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in output.iterdir() if not path.name.endswith(".log.json")}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_there_and_run_again(corpus, undisturbed, tmp_path, point):
+    config = config_of(corpus, tmp_path / "data")
+    assert run_child(config, tmp_path, FOREFRAME_FAULT=point).returncode == -signal.SIGKILL
+    assert (tmp_path / "data/manifest.json").exists() == (point == "ingest.after_manifest")
+    job.run(config)
+    assert content(tmp_path / "data") == undisturbed
+    assert verify(str(tmp_path / "data")) == []
+
+
+def test_a_video_that_kills_the_decoder_is_named(corpus, tmp_path):
+    """First the worker dies, then only the child that touches the poison: every other clip is there."""
+    config = config_of(corpus, tmp_path / "data")
+    environment = {"FOREFRAME_FAULT": "ingest.decode@clip-1.mp4"}
+    assert run_child(config, tmp_path, **environment).returncode == -signal.SIGKILL
+    second = run_child(config, tmp_path, **environment)
+    assert second.returncode == 0, second.stderr
+    assert failures_of(tmp_path / "data") == {"broken.mp4": "not_video", "clip-1.mp4": "crash"}
+
+
+def test_a_video_that_hangs_the_decoder_is_named(corpus, tmp_path):
+    config = config_of(corpus, tmp_path / "data", item_timeout_s=3.0)
+    environment = {"FOREFRAME_FAULT": "ingest.decode@clip-2.mp4", "FOREFRAME_FAULT_ACTION": "hang"}
+    first = run_child(config, tmp_path, **environment)
+    assert first.returncode == 1 and "Timeout" in first.stderr  # the watchdog ended it
+    assert run_child(config, tmp_path, **environment).returncode == 0
+    assert failures_of(tmp_path / "data") == {"broken.mp4": "not_video", "clip-2.mp4": "timeout"}
+
+
+def test_a_header_that_kills_the_reader_is_refused_by_the_plan(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("FOREFRAME_FAULT", "ingest.probe@clip-0.mp4")
+    job.run(config_of(corpus, tmp_path / "data"))
+    assert failures_of(tmp_path / "data") == {"broken.mp4": "not_video", "clip-0.mp4": "crash"}
+
+
+def test_a_run_whose_workers_keep_dying_gives_up(corpus, tmp_path):
+    """Ray would replace them for ever."""
+    from ingest.build import ATTEMPTS, build_shard
+
+    config = config_of(corpus, tmp_path / "data")
+    plan = job.prepare_plan(config)
+    for number in range(4):
+        mark = tmp_path / "data" / ATTEMPTS / f"shard-00000.run1.{number}"
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+    with pytest.raises(ServiceError, match="4 workers died"):
+        build_shard(plan.shards[0], config, plan_id=plan.plan_id, run_id="run1")
+    assert build_shard(plan.shards[0], config, plan_id=plan.plan_id, run_id="run2").num_samples > 0
+
+
+def test_two_builders_of_one_shard_agree(corpus, undisturbed, tmp_path):
+    from ingest.build import build_shard
+
+    config = config_of(corpus, tmp_path / "data")
+    plan = job.prepare_plan(config)
+    first, second = (build_shard(plan.shards[0], config, plan_id=plan.plan_id, run_id=name) for name in "ab")
+    assert first == second
+    job.run(config)
+    assert content(tmp_path / "data") == undisturbed
+
+
+def test_fault_points_cost_nothing_and_hit_only_their_name(monkeypatch):
+    monkeypatch.delenv("FOREFRAME_FAULT", raising=False)
+    fault_point("any")
+    monkeypatch.setenv("FOREFRAME_FAULT", "other:1")
+    fault_point("any")
+    monkeypatch.setenv("FOREFRAME_FAULT", "any@detail")
+    fault_point("any", detail="something else")
+    code = "from infra.faults import fault_point\nfor i in range(3):\n    print(i, flush=True)\n    fault_point('here')"
+    variables = {**os.environ, "PYTHONPATH": str(PROJECT), "FOREFRAME_FAULT": "here:2"}
+    result = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout.split()) == (-signal.SIGKILL, ["0", "1"])
+
+
+def failures_of(output: Path) -> dict[str, str]:
+    manifest = json.loads((output / "manifest.json").read_bytes())
+    found = [failure for receipt in manifest["receipts"] for failure in receipt["failures"]]
+    assert manifest["num_samples"] + len(found) == 4
+    return {failure["path"]: failure["reason"] for failure in found}
