@@ -34,30 +34,40 @@ def local_ray(num_cpus: int) -> Iterator[str]:
     if existing := os.environ.get("RAY_ADDRESS"):
         yield existing
         return
-    with tempfile.TemporaryDirectory(prefix="foreframe-ray-") as folder:
-        port = free_port()
-        credentials = client_environment(write_token(Path(folder) / "token"))
-        log_path = Path(folder) / "head.log"
-        with log_path.open("ab") as stream:
-            head = subprocess.Popen(
-                head_argv(port, num_cpus),
-                cwd=folder,
-                env=head_environment(credentials),
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=end_with_parent,  # noqa: PLW1509  (one system call; libc was loaded before)
-            )
-        process = identify(head.pid)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="foreframe-ray-")))
+        credentials = client_environment(write_token(folder / "token"))
         try:
-            wait_started(log_path, lambda: head.poll() is None)
-            with _exported({"RAY_ADDRESS": f"127.0.0.1:{port}", **credentials}):
-                yield f"127.0.0.1:{port}"
-        finally:
-            if process:
-                stop(process)
-            head.wait()
+            address = stack.enter_context(_head(folder / "head.log", num_cpus, credentials))
+        except ServiceError:
+            # Ray waits 30 s for its own node, which a busy machine may exceed once.
+            address = stack.enter_context(_head(folder / "second-head.log", num_cpus, credentials))
+        stack.enter_context(_exported({"RAY_ADDRESS": address, **credentials}))
+        yield address
+
+
+@contextlib.contextmanager
+def _head(log_path: Path, num_cpus: int, credentials: dict[str, str]) -> Iterator[str]:
+    port = free_port()
+    with log_path.open("ab") as stream:
+        head = subprocess.Popen(
+            head_argv(port, num_cpus),
+            cwd=log_path.parent,
+            env=head_environment(credentials),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509  (one system call; libc was loaded before)
+        )
+    process = identify(head.pid)
+    try:
+        wait_started(log_path, lambda: head.poll() is None)
+        yield f"127.0.0.1:{port}"
+    finally:
+        if process:
+            stop(process)
+        head.wait()
 
 
 def wait_started(log_path: Path, running: Callable[[], bool]) -> None:

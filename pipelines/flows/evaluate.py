@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from evaluation.label_propagation.suite import LabelPropagationConfig
+from evaluation.label_propagation.config import LabelPropagationConfig
 from prefect import flow
 
 from evaluation.result import RESULT_NAME, EvaluationResult
