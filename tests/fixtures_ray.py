@@ -13,8 +13,11 @@ LOGICAL_CPUS = 4
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
-    """Address of a Ray on loopback, without authentication, that this process has joined."""
+def ray_cluster(moto_endpoint: str) -> Iterator[str]:
+    """Address of a Ray on loopback, without authentication, that this process has joined.
+
+    The S3 endpoint is up first, so that workers inherit its address.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")

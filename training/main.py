@@ -45,13 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_environment()
     parser = argparse.ArgumentParser(prog="python -m training.main", description="Run one training job.")
     parser.add_argument("config", type=Path, help="JSON file; its field `kind` chooses the recipe")
-    parser.add_argument("--plan", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         config = parse_config(_read(options.config))
-        if options.plan:
+        if options.dry_run:
             from training.plan import dry_run
 
             sys.stdout.write(json.dumps(dry_run(config), indent=2) + "\n")

@@ -132,10 +132,10 @@ def train(config: RunConfig, task: Task, group: Group, publish: Publish) -> dict
     resumed_from = group.from_first(newest_valid(config.checkpoints_url()) if group.rank == 0 else None)
     if resumed_from:
         load_checkpoint(resumed_from, state)
-    else:
-        task.prepare(state.model)
     state.matmul = group.from_first(apply_compute(config.compute, matmul=state.matmul if resumed_from else None))
     apply_compute(config.compute, matmul=state.matmul)
+    if not resumed_from:
+        task.prepare(state.model)
     first_step = state.step
     run_loop(
         task,

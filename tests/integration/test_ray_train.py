@@ -12,12 +12,14 @@ import pytest
 
 from infra.config import Config
 from infra.errors import DataError
+from infra.storage import read_bytes
 from tests.helpers_data import make_frames_dataset
 from tests.helpers_training import small_pretrain
 from training.checkpoint import list_checkpoints
+from training.export import load_encoder
 from training.launch import launch
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +27,8 @@ def data(tmp_path_factory):
     return make_frames_dataset(tmp_path_factory.mktemp("frames"), num_clips=6, num_frames=20, size=40)
 
 
-def losses(output: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+def losses(output: object) -> list[float]:
+    return [json.loads(line)["loss"] for line in read_bytes(f"{output}/metrics.jsonl").decode().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +38,23 @@ def inline_losses(data, tmp_path_factory):
     return losses(output)
 
 
-def two_workers(data: str, output: Path, *assignments: str) -> Config:
+def two_workers(data: str, output: object, *assignments: str) -> Config:
     return small_pretrain(data, output, "precision=float32", "model.free_bits=0", "compute.workers=2", *assignments)
 
 
-def test_a_killed_worker_is_replaced_and_the_losses_are_those_of_one_process(
-    ray_cluster, data, inline_losses, tmp_path, monkeypatch
+def test_a_killed_worker_is_replaced_and_a_run_on_s3_has_the_losses_of_one_process(
+    moto_s3, data, inline_losses, tmp_path, monkeypatch
 ):
+    output = f"{moto_s3}/ray-train"
     monkeypatch.setenv("FOREFRAME_FAULT", "train.step@rank=1 step=7.")
     monkeypatch.setenv("FOREFRAME_FAULT_ONCE", str(tmp_path / "killed"))
-    summary = launch(two_workers(data, tmp_path / "run"))
+    summary = launch(two_workers(data, output))
     assert (tmp_path / "killed").exists(), "no worker was killed"
     assert summary["steps"] == 12
     assert summary["execution"]["first_step"] > 0, "it started from scratch"
     # float32 sums over two ranks differ in the last digits
-    assert losses(tmp_path / "run") == pytest.approx(inline_losses, rel=1e-4)
+    assert losses(output) == pytest.approx(inline_losses, rel=1e-4)
+    assert load_encoder(f"{output}/export").embed_dim == 16
 
 
 def test_a_killed_driver_continues_when_started_again(ray_cluster, data, inline_losses, tmp_path):
@@ -69,7 +73,7 @@ def test_a_killed_driver_continues_when_started_again(ray_cluster, data, inline_
     assert summary["execution"]["first_step"] > 0
 
 
-def test_an_error_of_one_rank_that_no_restart_can_mend_ends_the_run(ray_cluster, tmp_path):
+def test_an_error_of_one_rank_that_no_restart_can_mend_ends_the_run(tmp_path):
     # One of eight clips cannot be decoded, so at any step at most one rank meets it.
     data = Path(make_frames_dataset(tmp_path / "frames", num_clips=8, num_frames=20, size=40, clips_per_shard=1))
     tar = data / "shard-00003.tar"

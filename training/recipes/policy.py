@@ -100,7 +100,8 @@ def tiny(*, provider: ProviderConfig, data: str, output: str) -> PolicyConfig:
         data=EpisodesConfig(url=data),
         log_every_steps=25,
         checkpoint=CheckpointConfig(every_steps=500),
-        compute=ComputeConfig(workers=1),
+        # Seconds of training: a group of workers would take longer to start than to train.
+        compute=ComputeConfig(workers=0, threads=2),
     )
 
 
