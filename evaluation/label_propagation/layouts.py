@@ -1,4 +1,4 @@
-"""Folders of annotated video on disk. DAVIS-2017: written for the simulator's sequences, read for them and the real set.
+"""Folders of annotated video. DAVIS-2017: written for the simulator's sequences, read for those and the real set.
 
     ROOT/JPEGImages/480p/SEQUENCE/00000.jpg
     ROOT/Annotations/480p/SEQUENCE/00000.png      indexed PNG, value = object number, 0 = background, 255 = void

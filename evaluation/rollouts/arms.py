@@ -10,19 +10,14 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from evaluation.rollouts.config import MEAN_DEMONSTRATION, ORACLE, OTHER_EPISODE, RANDOM_ACTIONS
 from evaluation.rollouts.environments import Actions, BatchEnvironment
 from infra.digests import sha256_bytes
 from infra.errors import ConfigError, DataError
 from ingest.reader import ShardDataset
 from training.protocols import Observation, Policy
 
-RANDOM_ACTIONS = "random-actions"
-MEAN_DEMONSTRATION = "mean-demonstration"
-PROPRIOCEPTION = "proprioception"
-OTHER_EPISODE = "other-episode"
-ORACLE = "oracle"
 RANDOM_SALT = 1  # the simulator's own draws use the bare seed
-ARMS = (RANDOM_ACTIONS, MEAN_DEMONSTRATION, PROPRIOCEPTION, OTHER_EPISODE, ORACLE)
 
 
 class RandomActions:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from evaluation.rollouts.arms import ARMS, MEAN_DEMONSTRATION, OTHER_EPISODE, PROPRIOCEPTION
 from infra.config import Config
 from ingest.simulators.metaworld import MAX_EPISODE_STEPS, check_camera, check_task
 
+RANDOM_ACTIONS = "random-actions"
+MEAN_DEMONSTRATION = "mean-demonstration"
+PROPRIOCEPTION = "proprioception"
+OTHER_EPISODE = "other-episode"
+ORACLE = "oracle"
+ArmName = Literal["random-actions", "mean-demonstration", "proprioception", "other-episode", "oracle"]
+ARMS: tuple[ArmName, ...] = get_args(ArmName)
 # Fields that say where and how quickly, not what.
 PLACE_FIELDS = frozenset({"output", "workers"})
-ArmName = Literal["random-actions", "mean-demonstration", "proprioception", "other-episode", "oracle"]
 
 
 class RolloutsConfig(Config):
@@ -28,7 +33,7 @@ class RolloutsConfig(Config):
     proprioception_policy: str = ""
     other_policies: dict[str, str] = Field(default_factory=dict)
     episodes: str = ""
-    arms: tuple[ArmName, ...] = ARMS  # type: ignore[assignment]
+    arms: tuple[ArmName, ...] = ARMS
     tasks: tuple[str, ...] = Field(min_length=1)
     first_seed: int = Field(default=10_000, ge=0)
     num_seeds: int = Field(default=20, ge=1)

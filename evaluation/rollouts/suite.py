@@ -13,19 +13,16 @@ from pathlib import Path
 import torch
 
 from evaluation.result import RESULT_NAME, EvaluationResult, Item, Score
-from evaluation.rollouts.arms import (
+from evaluation.rollouts.arms import Expert, OtherEpisode, RandomActions, ReplayedActions, mean_demonstrations
+from evaluation.rollouts.config import (
     MEAN_DEMONSTRATION,
     ORACLE,
     OTHER_EPISODE,
+    PLACE_FIELDS,
     PROPRIOCEPTION,
     RANDOM_ACTIONS,
-    Expert,
-    OtherEpisode,
-    RandomActions,
-    ReplayedActions,
-    mean_demonstrations,
+    RolloutsConfig,
 )
-from evaluation.rollouts.config import PLACE_FIELDS, RolloutsConfig
 from evaluation.rollouts.environments import Actions, BatchEnvironment, MetaWorldBatch
 from evaluation.rollouts.loop import SUCCESS_EVER, SUCCESS_LAST, Rollout, clip_fps, items_of, run_batch
 from evaluation.statistics import wilson_interval

@@ -1,4 +1,4 @@
-"""The simulator and its pictures: equal seeds give equal episodes, up is up, markers and masks are where they belong."""
+"""The simulator and its pictures: equal seeds, equal episodes; up is up; markers and masks are where they belong."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_without_opengl_the_message_says_what_to_install(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.delitem(sys.modules, "mujoco", raising=False)
     monkeypatch.setattr(opengl, "_works", lambda backend: False)
-    with pytest.raises(MachineError, match="apt-get install .*libegl1"):
+    with pytest.raises(MachineError, match=r"apt-get install .*libegl1"):
         prepare_rendering()
     assert os.environ.pop("MUJOCO_GL") == "disable"
 

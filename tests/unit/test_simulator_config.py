@@ -13,7 +13,7 @@ def test_every_task_has_a_sentence_of_its_own():
     assert len(TASK_SENTENCES) == 50
     assert len({sentence.lower() for sentence in TASK_SENTENCES.values()}) == 50
     assert all(sentence[0].isupper() and sentence.endswith(".") for sentence in TASK_SENTENCES.values())
-    assert GOAL_MARKER_TASKS <= TASK_SENTENCES.keys()
+    assert GOAL_MARKER_TASKS.issubset(TASK_SENTENCES)
 
 
 def test_a_misspelt_task_is_refused_with_the_right_name():

@@ -1,0 +1,128 @@
+"""The rollout suite on the simulator: the oracle solves what random actions do not; sequences for label propagation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from evaluation.label_propagation.sequences import SequencesConfig, simulate_davis
+from evaluation.result import EvaluationResult
+from evaluation.rollouts.arms import Expert, RandomActions
+from evaluation.rollouts.config import RolloutsConfig
+from evaluation.rollouts.environments import MetaWorldBatch
+from evaluation.rollouts.loop import run_batch
+from evaluation.rollouts.suite import run
+from infra.errors import ConfigError, InputError
+from infra.storage import read_json
+from training.export import random_encoder, save_export
+from training.models.common.vit import EncoderConfig
+from training.models.policies import BehaviourCloningConfig, BehaviourCloningHead, BehaviourCloningPolicy
+
+pytestmark = pytest.mark.sim
+
+
+def export(folder: Path, *, sees: bool) -> str:
+    encoder = None
+    if sees:
+        config = EncoderConfig(image_size=32, patch_size=16, embed_dim=32, depth=1, num_heads=2)
+        encoder = random_encoder(config, seed=0)
+    head = BehaviourCloningHead(
+        BehaviourCloningConfig(
+            feature="class_token" if sees else "none", feature_dim=32 if sees else 0, text_dim=0, hidden=(16,)
+        )
+    )
+    policy = BehaviourCloningPolicy(head, encoder=encoder)
+    save_export(
+        folder,
+        kind="bc-policy",
+        model_config=policy.config,
+        weights=policy.weights(),
+        preprocessing=policy.preprocessing,
+        card="untrained",
+        inputs=[],
+    )
+    return str(folder)
+
+
+def test_the_oracle_solves_what_random_actions_do_not():
+    batch = MetaWorldBatch("button-press-topdown", (10_000, 10_001, 10_002))
+    oracle = run_batch(batch, Expert(batch), max_steps=150)
+    random = run_batch(batch, RandomActions(batch.seeds, action_dim=4), max_steps=60)
+    assert [rollout.ever for rollout in oracle] == [True] * 3
+    assert all(20 < rollout.steps < 120 for rollout in oracle)
+    assert [rollout.ever for rollout in random] == [False] * 3
+    again = run_batch(batch, Expert(batch), max_steps=150)
+    assert again == oracle
+
+
+def test_pictures_in_a_batch_are_each_environments_own():
+    batch = MetaWorldBatch("button-press-topdown", (1, 2), size=64)
+    active = np.ones(2, bool)
+    first = batch.observe(images=True, active=active)
+    assert first.images["main"].shape == (2, 64, 64, 3)
+    assert not np.array_equal(first.images["main"][0], first.images["main"][1])
+    assert batch.observe(images=False, active=active).images == {}
+    batch.step(np.ones((2, 4), np.float32), active=np.array([True, False]))
+    second = batch.observe(images=True, active=np.array([True, False]))
+    assert np.array_equal(second.images["main"][1], first.images["main"][1])
+    assert not np.array_equal(second.images["main"][0], first.images["main"][0])
+    batch.close()
+
+
+def test_the_suite_writes_a_result_that_a_rerun_reads(tmp_path):
+    config = RolloutsConfig(
+        policy=export(tmp_path / "policy", sees=True),
+        proprioception_policy=export(tmp_path / "blind", sees=False),
+        arms=("random-actions", "proprioception", "other-episode", "oracle"),
+        tasks=("handle-press",),
+        num_seeds=2,
+        max_steps=60,
+        size=32,
+        output=str(tmp_path / "result"),
+        workers=1,
+    )
+    result = run(config)
+    assert [item.item_id for item in result.items] == ["handle-press/10000", "handle-press/10001"]
+    assert list(result.arms) == list(config.arms)
+    assert all(
+        [item.item_id for item in arm] == [item.item_id for item in result.items] for arm in result.arms.values()
+    )
+    assert result.arm_scores["oracle"]["success_ever"].successes == 2
+    assert result.scores["success_last"].count == 2
+    assert {"success_ever", "success_ever/handle-press"} <= result.scores.keys()
+    assert result.model_digest in result.inputs
+    for path in result.artefacts.values():
+        with av.open(str(tmp_path / "result" / path)) as clip:
+            assert sum(1 for _ in clip.decode(video=0)) == 31  # every second of 60 frames, and the last
+    assert EvaluationResult.parse(read_json(tmp_path / "result" / "result.json")) == result
+    stamp = (tmp_path / "result" / "result.json").stat().st_mtime_ns
+    assert run(config) == result
+    assert (tmp_path / "result" / "result.json").stat().st_mtime_ns == stamp
+    with pytest.raises(InputError, match="different: max_steps"):
+        run(config.model_copy(update={"max_steps": 50}))
+
+
+def test_an_arm_without_what_it_needs_is_refused():
+    with pytest.raises(ConfigError, match="'mean-demonstration' needs episodes"):
+        RolloutsConfig.parse({"policy": "p", "proprioception_policy": "q", "tasks": ["reach"], "output": "o"})
+
+
+def test_simulated_sequences_hold_both_objects_and_are_made_once(tmp_path):
+    config = SequencesConfig(tasks=("handle-press", "drawer-close"), size=96, max_frames=6, min_pixels=16)
+    davis = simulate_davis(tmp_path, config)
+    assert davis.names == ("handle-press-20000", "drawer-close-20000")
+    for name in davis.names:
+        frames, labels = davis.frames(name), davis.labels(name)
+        assert frames.shape == (6, 96, 96, 3)
+        assert set(np.unique(labels)) == {0, 1, 2}
+        red = frames[..., 0].astype(int) - frames[..., 1:].max(axis=-1) > 40
+        assert red[labels == 1].mean() > 0.5  # the arm is painted red
+        assert (labels[0] != labels[-1]).any()
+    stamp = (tmp_path / "JPEGImages/480p/drawer-close-20000/00000.jpg").stat().st_mtime_ns
+    assert simulate_davis(tmp_path, config).names == davis.names
+    assert (tmp_path / "JPEGImages/480p/drawer-close-20000/00000.jpg").stat().st_mtime_ns == stamp
+    with pytest.raises(InputError, match="other simulated sequences"):
+        simulate_davis(tmp_path, config.model_copy(update={"stride": 2}))
