@@ -123,6 +123,23 @@ def scan(source: Source, *, limits: VideoLimits = DEFAULT_LIMITS) -> Timeline:
     return Timeline(info, time_base, pts, np.sort(np.asarray(packets.keyframes, np.int64)))
 
 
+def indexed_timeline(stream: Any) -> Timeline | None:
+    """The timeline from the container's own index, without reading packets; None where that does not tell it.
+
+    It does where pictures are stored in the order in which they are shown, as in the videos of our shards.
+    """
+    info = _describe(stream)
+    entries = stream.index_entries
+    if info.container != "mov" or stream.codec_context.has_b_frames or len(entries) != info.declared_frames:
+        return None
+    rows = [(entry.timestamp, entry.is_keyframe, entry.is_discard) for entry in entries]
+    pts = np.asarray([row[0] for row in rows], np.int64)
+    if any(row[2] for row in rows) or np.any(np.diff(pts) <= 0):
+        return None
+    keyframes = pts[np.asarray([row[1] for row in rows], bool)]
+    return Timeline(info, Fraction(stream.time_base), pts, keyframes)
+
+
 @contextlib.contextmanager
 def open_video(source: Source, *, limits: VideoLimits = DEFAULT_LIMITS) -> Iterator[tuple[Any, Any]]:
     """(libav container, its first video stream), single-threaded; libav's errors leave the block as `MediaError`."""

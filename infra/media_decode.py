@@ -15,7 +15,17 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from infra.media import DEFAULT_LIMITS, MediaError, Source, Timeline, VideoLimits, open_video, reason_of, scan
+from infra.media import (
+    DEFAULT_LIMITS,
+    MediaError,
+    Source,
+    Timeline,
+    VideoLimits,
+    indexed_timeline,
+    open_video,
+    reason_of,
+    scan,
+)
 
 Image = npt.NDArray[np.uint8]
 SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND  # bicubic as in the papers' preparation
@@ -75,30 +85,8 @@ def decode_span(
     Raises `MediaError`: `short_decode` if the decoder gives fewer, `bad_timestamps` if it gives others.
     """
     first, end = span or (0, timeline.num_frames)
-    expected = timeline.pts[first:end]
     with open_video(source, limits=limits) as (container, stream):
-        # Damage inside a picture is an error, not a smear that training would learn.
-        stream.codec_context.options = {"err_detect": "explode"}
-        number = first
-        for frame in _frames_from(source, container, stream, timeline, first):
-            if number == first + len(expected):
-                break
-            wanted = int(expected[number - first])
-            stamp = _stamp(frame, number, timeline, whole=first == 0)
-            if stamp < wanted and number == first:
-                continue  # between the keyframe and the span
-            if stamp != wanted:
-                late = stamp > wanted
-                reason = "short_decode" if late else "bad_timestamps"
-                raise MediaError(reason, f"frame {number} {'was not decoded' if late else 'goes back in time'}")
-            if frame.is_corrupt:
-                raise MediaError("decode_error", f"the decoder marks frame {number} as corrupt")
-            if frame.width * frame.height > limits.max_frame_pixels:
-                raise MediaError("too_large", f"frame {number} is {frame.width}x{frame.height}")
-            yield number, frame
-            number += 1
-    if number < first + len(expected):
-        raise MediaError("short_decode", f"{number - first} of {len(expected)} stored frames were decoded")
+        yield from _span(_Opened(source, container, stream, timeline, limits), first, end)
 
 
 def upright_size(source: Source, *, limits: VideoLimits = DEFAULT_LIMITS) -> tuple[int, int]:
@@ -115,19 +103,20 @@ def decode_video(source: Source, indices: Sequence[int] | None = None) -> Image:
 
     Raises `MediaError`; an index outside the video is a `short_decode`.
     """
-    timeline = scan(source)
-    wanted = list(range(timeline.num_frames)) if indices is None else [int(index) for index in indices]
-    if wanted and not 0 <= min(wanted) <= max(wanted) < timeline.num_frames:
-        raise MediaError("short_decode", f"frames {wanted} asked of a video of {timeline.num_frames}")
-    found: dict[int, Image] = {}
-    for run in _runs(sorted(set(wanted)), timeline):
-        last = run[-1]
-        chosen = set(run)
-        for number, frame in decode_span(source, timeline, span=(run[0], last + 1)):
-            if number in chosen:
-                found[number] = rgb_of(frame)
-    if not wanted:
-        return np.empty((0, timeline.info.height, timeline.info.width, 3), np.uint8)
+    with open_video(source) as (container, stream):
+        timeline = indexed_timeline(stream) or scan(source)
+        count = timeline.num_frames
+        wanted = list(range(count)) if indices is None else [int(index) for index in indices]
+        if not wanted:
+            return np.empty((0, timeline.info.height, timeline.info.width, 3), np.uint8)
+        if not 0 <= min(wanted) <= max(wanted) < count:
+            raise MediaError("short_decode", f"frames {wanted} asked of a video of {count}")
+        found: dict[int, Image] = {}
+        for run in _runs(sorted(set(wanted)), timeline):
+            chosen = set(run)
+            for number, frame in _span(_Opened(source, container, stream, timeline), run[0], run[-1] + 1):
+                if number in chosen:
+                    found[number] = rgb_of(frame)
     return np.stack([found[number] for number in wanted])
 
 
@@ -152,6 +141,41 @@ def _runs(numbers: list[int], timeline: Timeline) -> list[list[int]]:
     return runs
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A container in use."""
+
+    source: Source
+    container: Any
+    stream: Any
+    timeline: Timeline
+    limits: VideoLimits = DEFAULT_LIMITS
+
+
+def _span(opened: _Opened, first: int, end: int) -> Iterator[tuple[int, Any]]:
+    """`decode_span` in an open container; spans that ascend may follow one another."""
+    timeline, limits = opened.timeline, opened.limits
+    number, expected = first, timeline.pts[first:end]
+    for frame in _frames_from(opened, first):
+        wanted = int(expected[number - first])
+        stamp = _stamp(frame, number, timeline, whole=first == 0)
+        if stamp < wanted and number == first:
+            continue  # between the keyframe and the span
+        if stamp != wanted:
+            late = stamp > wanted
+            reason = "short_decode" if late else "bad_timestamps"
+            raise MediaError(reason, f"frame {number} {'was not decoded' if late else 'goes back in time'}")
+        if frame.is_corrupt:
+            raise MediaError("decode_error", f"the decoder marks frame {number} as corrupt")
+        if frame.width * frame.height > limits.max_frame_pixels:
+            raise MediaError("too_large", f"frame {number} is {frame.width}x{frame.height}")
+        yield number, frame
+        number += 1
+        if number == end:
+            return
+    raise MediaError("short_decode", f"{number - first} of {len(expected)} stored frames were decoded")
+
+
 def diagnose(source: Source, timeline: Timeline, problem: str, *, limits: VideoLimits = DEFAULT_LIMITS) -> MediaError:
     """What a decoder's complaint amounts to: pictures that are missing (`short_decode`), or damaged ones.
 
@@ -169,9 +193,13 @@ def diagnose(source: Source, timeline: Timeline, problem: str, *, limits: VideoL
     return MediaError("decode_error", problem)
 
 
-def _frames_from(source: Source, container: Any, stream: Any, timeline: Timeline, first: int) -> Iterator[Any]:
+def _frames_from(opened: _Opened, first: int) -> Iterator[Any]:
     """Decoded frames from the last keyframe at or before frame `first` on."""
+    container, stream, timeline = opened.container, opened.stream, opened.timeline
     target = int(timeline.pts[first])
+    if not stream.codec_context.is_open:
+        # Damage inside a picture is an error, not a smear that training would learn.
+        stream.codec_context.options = {"err_detect": "explode"}
     if first:
         before = timeline.keyframes[timeline.keyframes <= target]
         if len(before) and before[-1] > timeline.pts[0]:
@@ -182,7 +210,7 @@ def _frames_from(source: Source, container: Any, stream: Any, timeline: Timeline
         except av.FFmpegError as error:
             # After a seek, pictures before an open group's keyframe lack their references; none of them is wanted.
             if packet.pts is None or packet.pts >= target:
-                raise diagnose(source, timeline, reason_of(error)) from None
+                raise diagnose(opened.source, timeline, reason_of(error), limits=opened.limits) from None
 
 
 def _stamp(frame: Any, number: int, timeline: Timeline, *, whole: bool) -> int:
