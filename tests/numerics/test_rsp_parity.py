@@ -143,7 +143,16 @@ def some_inputs(config: RSPConfig, batch: int = 3) -> tuple[torch.Tensor, torch.
     return current, future, RSPDraws(noise, posterior, prior, mask)
 
 
-def test_model_equals_the_plain_statement_in_every_loss_and_gradient() -> None:
+@pytest.fixture
+def matmul_precision():
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])  # decides between two attention kernels on a CPU
+def test_model_equals_the_plain_statement_in_every_loss_and_gradient(matmul_precision, precision: str) -> None:
+    matmul_precision(precision)
     config = OTHER_SIZES
     model = perturbed_model(config)
     current, future, draws = some_inputs(config)

@@ -76,5 +76,6 @@ def random_masking(noise_BL: torch.Tensor, mask_ratio: float) -> Masking:
 def take_rows(rows_BLD: torch.Tensor, indices_BK: torch.Tensor) -> torch.Tensor:
     """rows[b, indices[b, k]] -> (B, K, D); a table with batch 1 serves every sample."""
     if rows_BLD.shape[0] == 1:
-        return rows_BLD[0][indices_BK]
+        # Not rows[0][indices]: that one's gradient is a slow scatter.
+        return rows_BLD[0].index_select(0, indices_BK.flatten()).unflatten(0, indices_BK.shape)
     return rows_BLD.gather(1, indices_BK[..., None].expand(-1, -1, rows_BLD.shape[-1]))

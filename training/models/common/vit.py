@@ -102,12 +102,25 @@ class VisionTransformer(nn.Module):
 
         Positions are added before any removal, so a kept patch knows where it was.
         """
+        rows = self._embed(images_BCHW, kept_BK)
+        for block in self.blocks[:-1]:
+            rows = block(rows)
+        return self.norm(self.blocks[-1](rows, 1 if class_only else None))
+
+    def encode_pair(
+        self, images_BCHW: torch.Tensor, class_images_BCHW: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(`encode_kept(images)`, `encode_kept(class_images, class_only=True)`) of equal batches, in one pass."""
+        rows = self._embed(torch.cat([images_BCHW, class_images_BCHW]), None)
+        for block in self.blocks[:-1]:
+            rows = block(rows)
+        tokens, others = rows.split([len(images_BCHW), len(class_images_BCHW)])
+        return self.norm(self.blocks[-1](tokens)), self.norm(self.blocks[-1](others, 1))
+
+    def _embed(self, images_BCHW: torch.Tensor, kept_BK: torch.Tensor | None) -> torch.Tensor:
         grid = grid_of(images_BCHW, self.config.patch_size)
         table = resize_table(self.pos_embed, self.config.grid, grid)
         places = table[:, 1:] if kept_BK is None else take_rows(table[:, 1:], kept_BK)
         rows = self.patch_embed(images_BCHW, kept_BK) + places
         class_rows = (self.cls_token + table[:, :1]).expand(rows.shape[0], -1, -1)
-        rows = torch.cat([class_rows, rows], dim=1)
-        for block in self.blocks[:-1]:
-            rows = block(rows)
-        return self.norm(self.blocks[-1](rows, 1 if class_only else None))
+        return torch.cat([class_rows, rows], dim=1)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from infra.errors import InputError
-from training.models.common.attention import CrossBlock, initialise_linears, layer_norm
+from training.models.common.attention import CrossBlock, Memory, initialise_linears, layer_norm
 from training.models.common.images import to_pixels
 from training.models.common.patches import (
     Masking,
@@ -133,8 +133,7 @@ class RSP(VisionTransformer):
         """
         self._check_images(current, future)
         draws = draws or RSPDraws()
-        source_BND = self.encode_kept(current)
-        latents = self._latents(source_BND, future, draws, generator)
+        source_BND, latents = self._source_and_latents(current, future, draws, generator)
         targets_BLV = self._targets(future)
 
         memory = self.future_memory(source_BND, latents.posterior_BZ)
@@ -161,18 +160,18 @@ class RSP(VisionTransformer):
         """(B, logits) in at least float32, from the current frame's class token alone."""
         return full_precision(self.to_prior(source_class_BD))
 
-    def future_memory(self, source_BND: torch.Tensor, latent_BZ: torch.Tensor | None) -> torch.Tensor:
+    def future_memory(self, source_BND: torch.Tensor, latent_BZ: torch.Tensor | None) -> Memory:
         """Keys and values of future prediction: [latent token, no position; projected source tokens + positions]."""
         if latent_BZ is None:
-            return self.decoder_embed_deter(source_BND) + self.decoder_pos_embed
+            return Memory(self.decoder_embed_deter(source_BND) + self.decoder_pos_embed)
         latent_BZ = latent_BZ.to(source_BND.dtype)
         if self.config.latent_fusion == "channels":
             repeated = latent_BZ[:, None].expand(-1, source_BND.shape[1], -1)
-            return self.decoder_embed_deter(torch.cat([source_BND, repeated], dim=-1)) + self.decoder_pos_embed
+            return Memory(self.decoder_embed_deter(torch.cat([source_BND, repeated], dim=-1)) + self.decoder_pos_embed)
         token = self.decoder_embed_stoch(latent_BZ)[:, None]
-        return torch.cat([token, self.decoder_embed_deter(source_BND) + self.decoder_pos_embed], dim=1)
+        return Memory(torch.cat([token, self.decoder_embed_deter(source_BND) + self.decoder_pos_embed], dim=1))
 
-    def masked_memory(self, images_BCHW: torch.Tensor, masking: Masking) -> torch.Tensor:
+    def masked_memory(self, images_BCHW: torch.Tensor, masking: Masking) -> Memory:
         """Keys and values of masked autoencoding: class and visible tokens, and mask tokens where patches were removed.
 
         Not put back into image order: each row has its position already, and attention ignores the order of keys.
@@ -183,25 +182,23 @@ class RSP(VisionTransformer):
         visible_places = torch.cat(
             [class_place.expand(len(visible), -1, -1), take_rows(places, masking.kept_BK)], dim=1
         )
-        fill = take_rows(self._parts(masked=True).mask_token + places, masking.removed_BR)
-        return torch.cat([project(visible) + visible_places, fill], dim=1)
+        fill = self._parts(masked=True).mask_token + places
+        return Memory(project(visible) + visible_places, fill, masking.removed_BR)
 
-    def decode(self, memories: list[torch.Tensor], *, masked: bool = False) -> list[torch.Tensor]:
-        """For each memory (B, S, D) the decoded rows (B, 1 + L, D), class position first, before the decoder's norm.
+    def decode(self, memories: list[Memory], *, masked: bool = False) -> list[torch.Tensor]:
+        """For each memory the decoded rows (B, 1 + L, D), class position first, before the decoder's norm.
 
         The queries are mask tokens everywhere, so both objectives go through the blocks as one batch.
         """
         parts = self._parts(masked=masked)
-        lengths = [memory.shape[1] for memory in memories]
-        memory = torch.cat(memories, dim=1)
         rows = parts.mask_token + self.decoder_pos_embed
         for block in parts.blocks:
-            rows = block(rows, memory, lengths)
-        return list(rows.split(memory.shape[0]))
+            rows = block(rows, memories)
+        return list(rows.chunk(len(memories)))
 
-    def predict_patches(self, memory_BSD: torch.Tensor, *, masked: bool = False) -> torch.Tensor:
+    def predict_patches(self, memory: Memory, *, masked: bool = False) -> torch.Tensor:
         """(B, L, V) predicted patches, in the space of the targets."""
-        (rows,) = self.decode([memory_BSD], masked=masked)
+        (rows,) = self.decode([memory], masked=masked)
         return self._predict(rows[:, 1:], masked=masked)
 
     @torch.no_grad()
@@ -220,13 +217,15 @@ class RSP(VisionTransformer):
         the current frame: contrast and mean colour of each patch are then *not* predictions.
         """
         draws = draws or RSPDraws()
-        source_BND = self.encode_kept(current)
         latent_BZ = None
-        if self.config.has_latent and use_posterior:
+        if use_posterior:
             if future is None:
                 raise InputError("a posterior prediction needs the future frame.", remedy="Pass `future`.")
-            latent_BZ = self._latents(source_BND, future, draws, generator).posterior_BZ
-        elif self.config.has_latent:
+            source_BND, latents = self._source_and_latents(current, future, draws, generator)
+            latent_BZ = latents.posterior_BZ
+        else:
+            source_BND = self.encode_kept(current)
+        if self.config.has_latent and not use_posterior:
             logits = self.prior_logits(source_BND[:, 0])
             sample = (
                 draws.prior_sample if draws.prior_sample is not None else draw_sample(logits, self.config, generator)
@@ -253,7 +252,7 @@ class RSP(VisionTransformer):
         names = ("mask_token", "decoder_blocks", "decoder_norm", "decoder_pred")
         return DecoderParts(*(getattr(self, prefix + name) for name in names))
 
-    def _decode_both(self, future_memory: torch.Tensor, masked_memory: torch.Tensor) -> list[torch.Tensor]:
+    def _decode_both(self, future_memory: Memory, masked_memory: Memory) -> list[torch.Tensor]:
         if self.config.separate_decoder:
             return self.decode([future_memory]) + self.decode([masked_memory], masked=True)
         return self.decode([future_memory, masked_memory])
@@ -275,13 +274,13 @@ class RSP(VisionTransformer):
         mean, deviation = patch_statistics(patches)
         return (patches - mean) / deviation
 
-    def _latents(
-        self, source_BND: torch.Tensor, future: torch.Tensor, draws: RSPDraws, generator: torch.Generator | None
-    ) -> Latents:
+    def _source_and_latents(
+        self, current: torch.Tensor, future: torch.Tensor, draws: RSPDraws, generator: torch.Generator | None
+    ) -> tuple[torch.Tensor, Latents]:
         if not self.config.has_latent:
-            return Latents(None, None, None)
+            return self.encode_kept(current), Latents(None, None, None)
+        source_BND, target_class = self._encode_frames(current, future, draws.future_noise, generator)
         source_class = source_BND[:, 0]
-        target_class = self._target_class(future, draws.future_noise, generator)
         posterior, prior = self.posterior_logits(source_class, target_class), self.prior_logits(source_class)
         samples = [
             draw_sample(logits, self.config, generator) if given is None else given
@@ -289,21 +288,29 @@ class RSP(VisionTransformer):
         ]
         posterior_BZ = reparameterise(posterior, samples[0], self.config)
         prior_BZ = reparameterise(prior.detach(), samples[1], self.config)
-        return Latents(posterior_BZ, prior_BZ, balanced_kl(posterior, prior, self.config))
+        return source_BND, Latents(posterior_BZ, prior_BZ, balanced_kl(posterior, prior, self.config))
 
-    def _target_class(
-        self, future: torch.Tensor, noise: torch.Tensor | None, generator: torch.Generator | None
-    ) -> torch.Tensor:
-        """Class token (B, D) of the corrupted future frame; the only pass that sees the corruption."""
+    def _encode_frames(
+        self,
+        current: torch.Tensor,
+        future: torch.Tensor,
+        noise: torch.Tensor | None,
+        generator: torch.Generator | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All tokens of the current frame, and the class token (B, D) of the corrupted future frame.
+
+        Nothing else sees the corruption: targets and masked autoencoding take the clean frame.
+        """
         options: dict[str, Any] = {"generator": generator, "device": future.device, "dtype": future.dtype}
         if self.config.target_corruption == "mask":
             if noise is None:
                 noise = torch.rand(len(future), self.config.num_patches, **options)
             kept = random_masking(noise, self.config.target_mask_ratio).kept_BK
-            return self.encode_kept(future, kept, class_only=True)[:, 0]
+            return self.encode_kept(current), self.encode_kept(future, kept, class_only=True)[:, 0]
         if noise is None:
             noise = torch.randn(future.shape, **options)
-        return self.encode_kept(future + self.config.noise_scale * noise, class_only=True)[:, 0]
+        source_BND, target_B1D = self.encode_pair(current, future + self.config.noise_scale * noise)
+        return source_BND, target_B1D[:, 0]
 
     def _masking(self, future: torch.Tensor, draws: RSPDraws, generator: torch.Generator | None) -> Masking | None:
         if not self.config.masked_autoencoding:
