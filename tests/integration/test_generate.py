@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from infra.errors import InputError
-from infra.media import MediaError
-from infra.media_decode import decode_video
+from infra.media import MediaError, scan
+from infra.media_decode import decode_span, decode_video
 from ingest.simulators.config import SimulateConfig
 from ingest.simulators.generate import Corpus, run
 from ingest.simulators.metaworld import MetaWorldEnv, Renderer
@@ -111,7 +111,7 @@ def test_planted_files_are_broken_as_promised(made):
     }
     for file in corpus.damage:
         with pytest.raises(MediaError) as refusal:
-            decode_video(folder / file.path)
+            list(decode_span(folder / file.path, scan(folder / file.path)))
         assert refusal.value.reason == file.reason
         assert (folder / file.path).with_suffix(".npz").exists()
         assert json.loads((folder / file.path).with_suffix(".json").read_text())["planted"]
