@@ -15,10 +15,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from infra.compute import ComputeConfig, apply_compute
 from infra.config import Config
 from infra.digests import sha256_json, short
 from infra.errors import ConfigError
-from infra.ray_runtime import ComputeConfig, apply_compute
 from infra.storage import absolute, join
 from training.callbacks.checkpointing import Checkpointing, Publish
 from training.callbacks.metrics_file import MetricsFile

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from infra.compute import MatmulLibrary
 from infra.errors import CheckpointError
-from infra.ray_runtime import MatmulLibrary
 from training.optim import WeightAverage
 
 STATE_VERSION = 1

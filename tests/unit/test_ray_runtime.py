@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from infra.ray_runtime import ComputeConfig, apply_compute, prepare_environment, probe_matmul, worker_environment
+from infra.compute import ComputeConfig, apply_compute, probe_matmul
+from infra.ray_runtime import prepare_environment, worker_environment
 from infra.settings import QUIET_ENVIRONMENT, settings
 
 

@@ -18,9 +18,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from infra.compute import ComputeConfig
 from infra.config import Config
 from infra.digests import sha256_json
-from infra.ray_runtime import ComputeConfig
 from ingest.order import SampleOrder, rank_span
 from ingest.reader import ShardDataset, Split
 from training.checkpoint import CheckpointConfig

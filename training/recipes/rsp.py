@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from infra.ray_runtime import ComputeConfig
+from infra.compute import ComputeConfig
 from infra.storage import join, write_bytes
 from ingest.order import SampleOrder, rank_span
 from training.checkpoint import CheckpointConfig

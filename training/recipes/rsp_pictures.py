@@ -31,13 +31,13 @@ def predicted_futures(model: RSP, dataset: FramePairDataset, *, seed: int) -> by
     with torch.no_grad():
         predicted = model.predict_future(images[:, 0], images[:, 1], generator=generator)
     model.train(training)
-    columns = {
-        "current": _pictures(pairs[:, 0]),
-        "predicted": _pictures((predicted.clamp(0, 1) * 255).round().to(torch.uint8)),
-        "true": _pictures(pairs[:, 1]),
-    }
     stream = io.BytesIO()
-    np.savez_compressed(stream, **columns)
+    np.savez_compressed(
+        stream,
+        current=_pictures(pairs[:, 0]),
+        predicted=_pictures((predicted.clamp(0, 1) * 255).round().to(torch.uint8)),
+        true=_pictures(pairs[:, 1]),
+    )
     return stream.getvalue()
 
 
