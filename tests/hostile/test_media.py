@@ -8,11 +8,15 @@ import struct
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
 from infra.media import MediaError, probe, scan
+from infra.media_decode import decode_span
 from infra.media_transcode import TranscodeSettings, transcode
 from tests.helpers_media import make_video
 
@@ -89,6 +93,20 @@ def test_libav_itself_is_kept_from_scripts_and_addresses(good, server, tmp_path,
     assert seen == []
 
 
+def test_no_demuxer_reaches_the_network(good, server, tmp_path, monkeypatch):
+    """The second guard alone: with scripts and playlists let through, their addresses are still refused."""
+    address, seen = server
+    monkeypatch.setattr("infra.media._check_signature", lambda source: None)
+    monkeypatch.setattr("infra.media.DEMUXERS", "mov,concat,hls,mpegts")
+    for name in ("playlist-http", "script-http"):
+        path = tmp_path / f"{name}.mp4"
+        path.write_bytes(contents(good, address)[name])
+        for source in (path, path.read_bytes()):
+            with pytest.raises(MediaError):
+                scan(source)
+    assert seen == []
+
+
 def test_a_path_is_a_path_and_never_a_protocol(good, server, monkeypatch):
     address, seen = server
     monkeypatch.chdir(good.parent)
@@ -156,6 +174,37 @@ def test_missing_pictures_are_a_short_decode(good, tmp_path):
         assert "of 20 stored frames" in caught.value.message
 
 
+def test_pictures_the_decoder_leaves_out_without_a_word_are_missed(tmp_path):
+    """MPEG-4 pictures marked "not coded": no error, no picture."""
+    path = make_video(tmp_path / "skipped.mp4", frames=10, codec="mpeg4")
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        places = [entry.pos for entry in container.streams.video[0].index_entries]
+    for place in places[-2:]:
+        data[place : place + 12] = not_coded(bytes(data[place : place + 12]))
+    path.write_bytes(data)
+    assert scan(path).num_frames == 10
+    with pytest.raises(MediaError) as caught:
+        transcode(path, TranscodeSettings())
+    assert caught.value.reason == "short_decode"
+
+
+def test_pictures_missing_at_the_end_are_missed(good):
+    timeline = scan(good)
+    longer = replace(timeline, pts=np.append(timeline.pts, timeline.pts[-1] + 1000))
+    with pytest.raises(MediaError, match="20 of 21"):
+        list(decode_span(good, longer))
+
+
+def not_coded(head: bytes) -> bytes:
+    """Clear `vop_coded`: start code, 2 bits of type, seconds in unary, marker, 4 bits of time (12 fps), marker, it."""
+    assert head[:4] == b"\x00\x00\x01\xb6"
+    bits = f"{int.from_bytes(head[4:], 'big'):0{8 * len(head[4:])}b}"
+    at = bits.index("0", 2) + 1 + 1 + 4 + 1
+    assert bits[at] == "1"
+    return head[:4] + int(f"{bits[:at]}0{bits[at + 1 :]}", 2).to_bytes(len(head) - 4, "big")
+
+
 def test_messages_hold_no_path(good, tmp_path):
     """They go into receipts, which must be equal wherever the corpus lies."""
     path = tmp_path / "cut.mp4"
@@ -203,6 +252,7 @@ CHILD = """
 import json, resource, sys
 from pathlib import Path
 from infra.media import MediaError
+from infra.media_decode import decode_span
 from infra.media_transcode import TranscodeSettings, transcode
 before = resource.getrusage(resource.RUSAGE_SELF)
 try:
