@@ -174,7 +174,12 @@ class Registry:
             if self._ask(lambda: client.get_registered_model(name)) is None:
                 client.create_registered_model(name)
             created = client.create_model_version(
-                name, model.artifact_location, run_id or None, tags=tags, model_id=model.model_id
+                name,
+                model.artifact_location,
+                run_id or None,
+                tags=tags,
+                model_id=model.model_id,
+                await_creation_for=0,
             )
         log.info("registered %s as version %s of %s", digest[:12], created.version, name)
         return int(created.version)

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import IO, Any, Literal
 
 from pydantic import Field
@@ -45,6 +46,8 @@ PASSED_ON = (
     "AWS_ENDPOINT_URL",
 )
 PASSWORD_IN_URL = re.compile(r"://[^/@]*:[^/@]+@")
+TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\s+(DEBUG|INFO|WARNING|ERROR|CRITICAL)\s+(.+)")
 KEPT_LINES = 40
 MAX_LINES_PER_WINDOW = 60
 WINDOW_S = 2.0
@@ -80,11 +83,13 @@ def run_step(
     backend: Backend | None = None,
     context: StepContext | None = None,
     logger: Logger | None = None,
+    on_job: Callable[[str, str], None] | None = None,
 ) -> None:
     """Run `module` on `config` and return when it is done.
 
-    `name` labels the step (letters, digits, dashes); `backend` defaults to the settings'. Raises `StepError`,
-    `StepCrashedError`, or `ServiceError` when the Ray cluster stays unreachable.
+    `name` labels the step (letters, digits, dashes); `backend` defaults to the settings'. A Ray job's id and the
+    address of its page are given to `on_job` as soon as it is there. Raises `StepError`, `StepCrashedError`, or
+    `ServiceError` when the Ray cluster stays unreachable.
     """
     context = context or StepContext()
     chosen = backend or settings().backend
@@ -99,7 +104,7 @@ def run_step(
         return
     from pipelines.ray_jobs import run_job
 
-    run_job(module, url, name=name, digest=config.digest(), context=context, logger=output)
+    run_job(module, url, name=name, digest=config.digest(), context=context, logger=output, on_job=on_job)
 
 
 def publish_config(config: Config, *, name: str) -> str:
@@ -124,7 +129,10 @@ def step_environment(context: StepContext) -> dict[str, str]:
 
 
 class LineForwarder:
-    """Passes a step's lines to a logger, at most `MAX_LINES_PER_WINDOW` in `WINDOW_S`, and keeps the last ones."""
+    """Passes a step's lines to a logger, at most `MAX_LINES_PER_WINDOW` in `WINDOW_S`, and keeps the last ones.
+
+    A line in the mains' own format keeps its level and loses the time and level that the logger writes again.
+    """
 
     def __init__(self, logger: Logger) -> None:
         self.logger = logger
@@ -135,7 +143,7 @@ class LineForwarder:
 
     def line(self, text: str) -> None:
         """One line of output."""
-        text = text.rstrip()
+        text = TERMINAL_CODES.sub("", text).rstrip()
         if not text:
             return
         self.last.append(text)
@@ -146,7 +154,10 @@ class LineForwarder:
         if self._in_window > MAX_LINES_PER_WINDOW:
             self._left_out += 1
             return
-        self.logger.info("%s", text)
+        level, message = logging.INFO, text
+        if found := LOG_LINE.match(text):
+            level, message = logging.getLevelNamesMapping()[found[1]], found[2]
+        self.logger.log(level, "%s", message)
 
     def close(self) -> None:
         """Say how many lines were left out since the last time."""

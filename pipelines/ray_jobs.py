@@ -57,6 +57,7 @@ def job_client(*, dashboard_url: str = "") -> JobSubmissionClient:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it tells of every closed stream
     headers: dict[str, str] = {}
     if known.ray_token_path:
         path = Path(known.ray_token_path)
@@ -84,10 +85,21 @@ def submission_id(run_key: str, step: str, digest: str, attempt: int) -> str:
     return f"{id_prefix(run_key or 'config')}{_clean(step)}.{short(digest)}.{attempt}"
 
 
-def run_job(module: str, url: str, *, name: str, digest: str, context: StepContext, logger: Logger) -> None:
+def run_job(
+    module: str,
+    url: str,
+    *,
+    name: str,
+    digest: str,
+    context: StepContext,
+    logger: Logger,
+    on_job: Callable[[str, str], None] | None = None,
+) -> None:
     """Submit the step, or join its live job, and return when it ended well; raises like `run_step`."""
     client = _patiently(job_client, "reach the Ray Jobs API")
     job_id = submit_or_attach(client, module, url, name=name, digest=digest, context=context, logger=logger)
+    if on_job:
+        on_job(job_id, job_page(job_id))
     forwarder = LineForwarder(logger)
     try:
         info = _follow(client, job_id, forwarder)
@@ -117,6 +129,11 @@ def submit_or_attach(
             logger.info("step %s is Ray job %s (%s)", name, job_id, status)
             return job_id
     raise StepCrashedError(f"step {name} was tried {MAX_ATTEMPTS} times.", remedy="Start a new flow run.")
+
+
+def job_page(job_id: str) -> str:
+    """Address of a job's page in the Ray dashboard."""
+    return f"{settings().ray_dashboard_url.rstrip('/')}/#/jobs/{job_id}"
 
 
 def find_jobs(client: JobSubmissionClient, run_key: str) -> list[JobDetails]:

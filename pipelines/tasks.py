@@ -140,5 +140,11 @@ def heavy_step(module: str, config: Config, *, step_name: str, backend: Backend,
     attempt = task_run.get_run_count() or 1
     if attempt > 1:
         logger().info("attempt %d of %s resumes from what is on disk", attempt, step_name)
-    run_step(module, config, name=step_name, backend=backend, context=context, logger=logger())
+
+    def link_job(job_id: str, page: str) -> None:
+        create_link_artifact(link=page, link_text=f"Ray job {job_id}", key=artifact_key(f"{step_name}-job"))
+        if run_id := context.metadata.get("mlflow.run_id"):
+            Tracker().open(run_id).log_tags({"ray.submission_id": job_id, "ray.job_url": page})
+
+    run_step(module, config, name=step_name, backend=backend, context=context, logger=logger(), on_job=link_job)
     return round(time.monotonic() - started, 2)
