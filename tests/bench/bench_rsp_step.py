@@ -1,8 +1,9 @@
 """RSP training step against the papers' three-pass step, side by side: `python -m tests.bench.bench_rsp_step`.
 
-The three-pass step is the plain statement of tests/numerics (held to the reference numbers there) with the library's linear,
-layer norm and batched products; its losses must equal ours before it is timed. ViT-S/16, 224 pixels, forward and backward, optimiser left out.
-Rounds are interleaved; CPU seconds of all threads and medians are printed, for both matmul libraries of a CPU.
+The three-pass step is the plain statement of tests/numerics (held to the reference numbers there) with the library's
+linear, layer norm and batched products; its losses must equal ours before it is timed. ViT-S/16, 224 pixels, forward
+and backward, optimiser left out. Rounds are interleaved; CPU seconds of all threads and medians are printed, for both
+matmul libraries of a CPU.
 """
 
 from __future__ import annotations

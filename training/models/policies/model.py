@@ -20,6 +20,7 @@ from training.models.common.mlp import Perceptron
 from training.models.policies.config import BehaviourCloningConfig
 
 DEVIATION_FLOOR = 1e-4  # a channel that never moves is left at its own scale
+ROWS_AT_ONCE = 1 << 16
 
 
 class HasMoments(Protocol):
@@ -45,9 +46,12 @@ class Moments(NamedTuple):
     @classmethod
     def of(cls, values: npt.NDArray[np.floating] | torch.Tensor) -> Self:
         """Over all axes but the last."""
-        rows = torch.as_tensor(values).flatten(0, -2).to(torch.float64)
-        std = rows.std(dim=0, unbiased=False)
-        return cls(rows.mean(dim=0).float(), torch.where(std < DEVIATION_FLOOR, 1.0, std).float())
+        rows = torch.as_tensor(values).flatten(0, -2)
+        mean = rows.mean(dim=0, dtype=torch.float64)
+        # In pieces: patch tokens of a whole data set do not fit in memory twice.
+        squares = sum((part.double() - mean).square().sum(dim=0) for part in rows.split(ROWS_AT_ONCE))
+        std = (squares / len(rows)) ** 0.5
+        return cls(mean.float(), torch.where(std < DEVIATION_FLOOR, 1.0, std).float())
 
 
 class BehaviourCloningHead(nn.Module):
