@@ -13,7 +13,9 @@ from training.callbacks.metrics_file import MetricsFile
 from training.checkpoint import list_checkpoints
 from training.launch import launch
 from training.loop import Group, LoopPlan, accumulate_gradients, run_loop
+from training.optim import OptimConfig, ScheduleConfig, build_optimizer, plan_schedule
 from training.session import new_state, schedule_of
+from training.state import Identity, TrainState
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +148,40 @@ def test_lines_beyond_the_checkpoint_are_dropped(tmp_path, data):
     metrics.at_start(state)
     metrics.at_end(state)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+class DropoutTask:
+    """The least that the loop can train, with draws that the model makes itself."""
+
+    num_clips, data_digest, repeats = 4, "d", 1
+
+    def build_model(self):
+        return torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+
+    def loss(self, model, batch, device):
+        return {"loss": model(batch).square().mean()}
+
+
+def dropout_run(*, stops):
+    task = DropoutTask()
+    torch.manual_seed(0)
+    model = task.build_model()
+    state = TrainState(model, build_optimizer(model, OptimConfig()), Identity("c", "d", 0))
+    for stop in stops:
+        torch.manual_seed(stop)  # whatever happened in between
+        schedule = plan_schedule(
+            ScheduleConfig(epochs=None, warmup_epochs=0, steps=stop, shape="constant"),
+            OptimConfig(lr=1e-2),
+            num_clips=4,
+            global_batch_size=4,
+        )
+        plan = LoopPlan(schedule, 4, seed=7, precision="float32")
+        batches = iter([[torch.ones(4, 3)]] * (stop - state.step))
+        run_loop(task, state, plan=plan, group=Group(), batches=batches, callbacks=[])
+    return state
+
+
+def test_a_models_own_draws_continue_after_a_stop():
+    whole, stopped = dropout_run(stops=[6]), dropout_run(stops=[2, 5, 6])
+    assert stopped.tail == whole.tail
+    assert len({item["loss"] for item in whole.tail}) == 6

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from infra.tracking import TrackedRun
 
 
+FLUSH_TIMEOUT_S = 10.0  # a tracker that is away at the end costs no more
+
+
 class TrackingConfig(Config):
     """The tracker's run that the caller has opened and will finish; empty: no tracking."""
 
@@ -45,4 +48,4 @@ class Tracking(Callback):
     def at_end(self, state: TrainState) -> None:
         """Wait a moment for what is queued."""
         if self._run is not None:
-            self._run.flush()
+            self._run.flush(timeout_s=FLUSH_TIMEOUT_S)
