@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = "attempts"
 BUILDING = ".building"
+STALE_S = 3600.0
 MAX_DEAD_ATTEMPTS = 4  # of one run at one shard
 
 
@@ -193,6 +194,11 @@ def sweep(output: str, *, complete: bool) -> None:
             remove(join(output, ATTEMPTS, name))
     if is_remote(output):
         return
+    for path in Path(output).glob(".*.part"):
+        # A write that was killed halfway; a young one may belong to another run.
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > STALE_S:
+                path.unlink()
     building = Path(output) / BUILDING
     for folder in building.glob("*") if building.is_dir() else ():
         host, _, pid = folder.name.partition(".")[2].rpartition(".")[0].rpartition(".")

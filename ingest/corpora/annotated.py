@@ -79,7 +79,8 @@ def _clip(root: str, name: str, videos: set[str]) -> Clip:
     record = _read_annotation(root, name)
     listed = _listed_videos(record, dataset) if isinstance(record, dict) else []
     if not isinstance(record, dict) or not listed:
-        return Clip(source_id=source_id, videos=(), problem=f"{name} is not a JSON object with a list of videos")
+        problem = f"{name} is not a JSON object with a list of videos"
+        return Clip(source_id=source_id, videos=(), trajectory=name, problem=problem)
     cameras = sorted({*listed, *_siblings(listed, path.stem, videos)})
     states = record.get("state")
     declared = len(states) if isinstance(states, list) else record.get("video_length")

@@ -174,10 +174,17 @@ def test_annotations_that_disagree_with_the_video_are_refused(tmp_path):
         }
         (root / "annotation/val").mkdir(parents=True, exist_ok=True)
         (root / f"annotation/val/{name}.json").write_text(json.dumps(record))
+    (root / "annotation/val/none.json").write_text("{")
+    shutil.copyfile(root / "videos/more.mp4", root / "videos/stray.mp4")
     config = config_of(root, tmp_path / "data", max_failure_share=1.0, max_frames_per_clip=5)
     manifest = job.run(config.model_copy(update={"corpus": "annotated"}))
-    reasons = {failure.source_id: failure.reason for receipt in manifest.receipts for failure in receipt.failures}
-    assert reasons == {"val/fewer": "bad_annotation", "val/more": "short_decode"}
+    failures = [failure for receipt in manifest.receipts for failure in receipt.failures]
+    assert {failure.path: failure.reason for failure in failures} == {
+        "videos/fewer.mp4": "bad_annotation",
+        "videos/more.mp4": "short_decode",
+        "annotation/val/none.json": "bad_annotation",
+        "videos/stray.mp4": "duplicate",
+    }
     data = ShardDataset(str(tmp_path / "data"))
     parts = sorted((data.record(index).cameras["main"].frame_numbers or (0,))[0] for index in range(len(data)))
     assert parts == [0, 4, 8]
