@@ -6,7 +6,6 @@ import logging
 import time
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from infra.config import Config
@@ -36,6 +35,8 @@ def apply_compute(compute: ComputeConfig, *, matmul: MatmulLibrary | None = None
     `matmul` is the choice of an earlier run that this one continues: two libraries round differently, so a resumed
     run must not probe again.
     """
+    import torch
+
     torch.set_num_threads(compute.threads)
     choice: MatmulLibrary = matmul or compute.matmul
     if choice == "auto":
@@ -51,6 +52,8 @@ def probe_matmul() -> Literal["default", "onednn"]:
     One product is timed with both and compared with float64; the switch that permits oneDNN also permits bfloat16
     on processors that have such units, so it is taken only if the error stays below 1e-6. Leaves the setting as found.
     """
+    import torch
+
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(PROBE_SIDE, PROBE_SIDE, generator=generator) for _ in range(2))
     exact = left.double() @ right.double()
@@ -74,6 +77,8 @@ def probe_matmul() -> Literal["default", "onednn"]:
 
 
 def _timed_product(left: object, right: object) -> float:
+    import torch
+
     started = time.perf_counter()
     torch.matmul(left, right)
     return time.perf_counter() - started

@@ -13,13 +13,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from infra.compute import ComputeConfig as ComputeConfig
+from infra.compute import MatmulLibrary as MatmulLibrary
+from infra.compute import probe_matmul as probe_matmul
 from infra.errors import ServiceError
 from infra.settings import QUIET_ENVIRONMENT, settings
-
-if TYPE_CHECKING:
-    from infra.compute import ComputeConfig
 
 log = logging.getLogger(__name__)
 
