@@ -14,11 +14,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from infra.compute import ComputeConfig as ComputeConfig
-from infra.compute import MatmulLibrary as MatmulLibrary
-from infra.compute import probe_matmul as probe_matmul
+from infra.compute import ComputeConfig, MatmulLibrary, probe_matmul
 from infra.errors import ServiceError
 from infra.settings import QUIET_ENVIRONMENT, settings
+
+__all__ = [
+    "ComputeConfig",
+    "MatmulLibrary",
+    "cluster_address",
+    "connect",
+    "prepare_environment",
+    "probe_matmul",
+    "worker_environment",
+]
 
 log = logging.getLogger(__name__)
 
