@@ -8,12 +8,13 @@ from pydantic import Field
 
 from evaluation.label_propagation.propagate import PropagationConfig
 from evaluation.label_propagation.sequences import SequencesConfig
+from infra.compute import MatmulLibrary
 from infra.config import Config
 
 RANDOM_INITIALISATION, RAW_PATCHES, COPY_FIRST_MASK = "random-initialisation", "raw-patches", "copy-first-mask"
 ArmName = Literal["random-initialisation", "raw-patches", "copy-first-mask"]
 # Fields that say where and how quickly, not what.
-PLACE_FIELDS = frozenset({"output", "workers"})
+PLACE_FIELDS = frozenset({"output", "workers", "matmul"})
 # Fields that change no score of the encoder.
 SIDE_FIELDS = PLACE_FIELDS | {"suite", "encoder", "data", "arms", "seed", "num_overlays", "kind"}
 
@@ -41,6 +42,7 @@ class LabelPropagationConfig(Config):
     num_overlays: int = Field(default=3, ge=0)  # sequences that leave pictures
     output: str
     workers: int = Field(default=2, ge=1)
+    matmul: MatmulLibrary = "auto"  # "auto" measures once and takes the faster one of float32 accuracy
 
 
 def davis_dino(*, encoder: str, data: str, output: str) -> LabelPropagationConfig:

@@ -33,6 +33,7 @@ from evaluation.label_propagation.sequences import simulate_davis
 from evaluation.result import RESULT_NAME, EvaluationResult, Item, Score
 from evaluation.statistics import stratified_bootstrap
 from evaluation.suites import LABEL_PROPAGATION, claim_output, finished_result
+from infra.compute import MatmulLibrary, probe_matmul
 from infra.digests import sha256_file, sha256_json
 from infra.storage import get_folder, is_remote, join, local_path, write_bytes, write_json
 from ingest.simulators.metaworld import prepare_rendering
@@ -57,6 +58,7 @@ class _Order:
     name: str
     stratum: str
     draw: bool
+    matmul: MatmulLibrary
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,9 @@ def _sequences(config: LabelPropagationConfig) -> Iterator[DavisFolder]:
 
 
 def _run_all(config: LabelPropagationConfig, folder: DavisFolder) -> list[_Outcome]:
+    matmul = probe_matmul() if config.matmul == "auto" else config.matmul
     orders = [
-        _Order(config, folder, name, _stratum(config, name), draw=index < config.num_overlays)
+        _Order(config, folder, name, _stratum(config, name), draw=index < config.num_overlays, matmul=matmul)
         for index, name in enumerate(folder.names)
     ]
     outcomes: dict[str, _Outcome] = {}
@@ -118,11 +121,23 @@ def _run_sequence(order: _Order) -> _Outcome:
         torch.set_num_threads(1)
     frames, labels = order.folder.frames(order.name), order.folder.labels(order.name)
     clip = prepare(order.name, frames, labels, stretch=config.stretch)
-    maps = {ENCODER: predict(clip, _encoder(config.encoder), config)}
-    for arm in config.arms:
-        maps[arm] = _control(arm, config)(clip)
+    with _multiplying_with(order.matmul):
+        maps = {ENCODER: predict(clip, _encoder(config.encoder), config)}
+        for arm in config.arms:
+            maps[arm] = _control(arm, config)(clip)
     items = {arm: _item(order, davis_scores(clip.labels, prediction)) for arm, prediction in maps.items()}
     return _Outcome(order.name, items, _store_overlays(order, clip, maps) if order.draw else {})
+
+
+@contextmanager
+def _multiplying_with(library: MatmulLibrary) -> Iterator[None]:
+    """The float32 matmul library for the length of the block; the process may belong to someone else."""
+    found = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if library == "onednn" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(found)
 
 
 def _control(arm: str, config: LabelPropagationConfig) -> Callable[[Clip], Pixels]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from evaluation import main as evaluation_main
@@ -65,6 +66,7 @@ def config_for(encoder: str, data: str, output: Path | str, **changes: object) -
         "multiple": 8,
         "num_overlays": 1,
         "workers": 1,
+        "matmul": "default",
     }
     return LabelPropagationConfig(encoder=encoder, data=data, output=str(output), **(settings | changes))
 
@@ -175,6 +177,13 @@ def test_two_processes_give_the_same_result_as_one(
     for name, score in finished[1].scores.items():
         assert spread.scores[name].value == pytest.approx(score.value, abs=1e-6)
     assert [item.item_id for item in spread.items] == [item.item_id for item in finished[1].items]
+
+
+def test_the_matmul_library_is_chosen_for_the_run_only(encoder: str, data: str, tmp_path: Path):
+    before = torch.get_float32_matmul_precision()
+    result = suite.run(config_for(encoder, data, tmp_path, num_overlays=0, arms=(), matmul="auto"))
+    assert torch.get_float32_matmul_precision() == before
+    assert result.scores["J&F"].value > 0.8
 
 
 @pytest.mark.s3

@@ -70,6 +70,18 @@ def test_only_inner_frames_count_and_objects_weigh_equally():
     assert davis_summary([perfect, single])["J&F-Mean"] == pytest.approx(2 / 3)
 
 
+def test_decay_compares_the_outer_quarters_which_share_their_edges_with_the_inner_ones():
+    # Ten scored frames: quarters end at frames 1, 3, 6 (5.5 rounds up), 8, 10, counted from 1.
+    truth = np.zeros((12, 10, 10), dtype=np.uint8)
+    truth[:, :, :5] = 1
+    prediction = truth.copy()
+    overlaps = np.array([10, 9, 7, 6, 6, 5, 5, 2, 4, 1])
+    for frame, rows in enumerate(overlaps, start=1):
+        prediction[frame, rows:] = 0
+    decay = davis_scores(truth, prediction).statistics["J-Decay"]
+    assert decay == pytest.approx([(overlaps[:3].mean() - overlaps[7:].mean()) / 10])
+
+
 def plain_pck(truth, prediction, threshold):
     """The JHMDB convention, one joint at a time; lists of (2, J, T)."""
     num_joints = truth[0].shape[1]
