@@ -6,17 +6,16 @@ The field `kind` chooses the suite. A finished output is left alone and its resu
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from evaluation.result import EvaluationResult
 from infra.config import Config
-from infra.errors import ConfigError, ForeframeError, InputError
+from infra.errors import ConfigError, ForeframeError
 from infra.ray_runtime import prepare_environment
+from infra.storage import read_json
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 on success, 2 with one line on stderr for an error that the user can mend."""
     prepare_environment()
     parser = argparse.ArgumentParser(prog="python -m evaluation.main", description="Run one evaluation.")
-    parser.add_argument("config", type=Path, help="JSON file; its field `kind` chooses the suite")
+    parser.add_argument("config", help="JSON file, local or s3://; its field `kind` chooses the suite")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -69,15 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"config file {path} does not exist.", remedy="Give the path of a JSON config.")
-    try:
-        value = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not JSON: {error}.") from None
+def _read(url: str) -> dict[str, Any]:
+    value = read_json(url)
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a {type(value).__name__}, not an object.", remedy="Give a JSON object.")
+        raise ConfigError(f"{url} holds a {type(value).__name__}, not an object.", remedy="Give a JSON object.")
     return value
 
 

@@ -33,6 +33,7 @@ POOL = "foreframe"
 WORKER_LIMIT = 4
 START_TIMEOUT_S = 300.0
 STOP_GRACE_S = 20.0
+RAY_ATTEMPTS = 3
 PREFECT_PORT, MLFLOW_PORT, RAY_PORT = 4200, 5000, 8265
 # In which order they end: those that use others first.
 STOP_ORDER = ("prefect-worker", "ray", "prefect-server", "mlflow")
@@ -51,7 +52,8 @@ class State(Config):
 
     settings: ServiceSettings = ServiceSettings()
     services: dict[str, Service] = Field(default_factory=dict)
-    previous_profile: str | None = None  # Prefect profile that was active before
+    previous_profile: str | None = None  # Prefect profile that was active before; None: ours was not written
+    is_deployed: bool = False
 
     @property
     def is_running(self) -> bool:
@@ -137,7 +139,6 @@ class _Starter:
 
     def start(self, num_cpus: int) -> State:
         """All four, healthy."""
-        known = settings()
         mlflow = f"http://127.0.0.1:{free_port(MLFLOW_PORT)}"
         prefect = f"http://127.0.0.1:{free_port(PREFECT_PORT)}"
         dashboard = free_port(RAY_PORT)
@@ -149,20 +150,32 @@ class _Starter:
             prefect_api_url=f"{prefect}/api",
         )
         self.state = self.state.model_copy(update={"settings": found})
-        credentials = client_environment(token)
         self._spawn("prefect-server", _prefect_argv("server", "start", *_host_port(prefect)), self.base, prefect)
-        self._spawn("mlflow", _mlflow_argv(mlflow, known.home_url), self.base, mlflow)
-        ray_environment = head_environment(credentials) | {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}
-        argv = head_argv(free_port(), num_cpus, dashboard_port=dashboard)
-        self._spawn("ray", argv, ray_environment, found.ray_dashboard_url)
+        self._spawn("mlflow", _mlflow_argv(mlflow, settings().home_url), self.base, mlflow)
         self._wait("prefect-server", lambda: _answers(f"{found.prefect_api_url}/health"))
+        self._wait("mlflow", lambda: _answers(f"{mlflow}/health"))
+        # Not all at once: a Ray node gives itself 30 s to start, which a busy machine exceeds.
+        self._start_ray(dashboard, num_cpus, token)
         worker = _prefect_argv("worker", "start", "--pool", POOL, "--type", "process", "--limit", str(WORKER_LIMIT))
         self._spawn("prefect-worker", worker, self.base | environment(found), "")
         self._wait("prefect-worker", lambda: _answers(f"{found.prefect_api_url}/work_pools/{POOL}"))
-        self._wait("mlflow", lambda: _answers(f"{mlflow}/health"))
-        bearer = {"Authorization": f"Bearer {token.read_text()}"}
-        self._wait("ray", lambda: _answers(f"{found.ray_dashboard_url}/api/jobs/", headers=bearer))
         return self.state
+
+    def _start_ray(self, dashboard: int, num_cpus: int, token: Path) -> None:
+        url = f"http://127.0.0.1:{dashboard}"
+        bearer = {"Authorization": f"Bearer {token.read_text()}"}
+        for attempt in range(1, RAY_ATTEMPTS + 1):
+            argv = head_argv(free_port(), num_cpus, dashboard_port=dashboard)
+            self._spawn("ray", argv, head_environment(client_environment(token)), url)
+            try:
+                self._wait("ray", lambda: _answers(f"{url}/api/jobs/", headers=bearer))
+            except ServiceError:
+                stop(self.state.services["ray"].process)
+                if attempt == RAY_ATTEMPTS:
+                    raise
+                log.warning("the Ray head did not start, attempt %d of %d", attempt, RAY_ATTEMPTS)
+            else:
+                return
 
     def _spawn(self, name: str, argv: list[str], env: Mapping[str, str], url: str) -> None:
         log_path = self.folder / f"{name}.log"

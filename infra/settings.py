@@ -63,7 +63,6 @@ class Settings(BaseSettings):
     ray_dashboard_url: str = ""  # the Jobs API lives there
     ray_token_path: str = ""  # file with the token that API asks for
     prefect_api_url: str = ""
-    run_id: str = ""  # tracking run that a step continues; set by the flow that starts the step
     backend: Literal["inline", "local", "jobs"] = "local"
     cache_folder: str = "~/.cache/foreframe/shards"  # whole shards of s3:// data sets, one folder per node
     cache_bytes: int = 50_000_000_000

@@ -32,7 +32,7 @@ def run(config: Config) -> Any:
     return generate.run(config)
 
 
-def load(path: Path) -> Config:
+def load(path: str | Path) -> Config:
     """The config in a JSON file; its field `kind` picks the class."""
     value = read_json(path)
     kind = value.get("kind") if isinstance(value, dict) else None
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of the job."""
     prepare_environment()
     parser = argparse.ArgumentParser(prog="python -m ingest.main")
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", help="JSON file, local or s3://")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and write nothing")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     options = parser.parse_args(argv)

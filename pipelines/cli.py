@@ -87,11 +87,13 @@ def up(
     from pipelines import deployments
 
     state = services.up(num_cpus=cpus)
-    if not bare:
-        deployments.deploy(state.settings.prefect_api_url)
+    if not bare and not state.is_deployed:
         previous = deployments.activate_profile(state.settings.prefect_api_url)
         if state.previous_profile is None:
-            services.write_state(state.model_copy(update={"previous_profile": previous}))
+            state = state.model_copy(update={"previous_profile": previous})
+            services.write_state(state)
+        deployments.deploy(state.settings.prefect_api_url)
+        services.write_state(state.model_copy(update={"is_deployed": True}))
     for name, service in state.services.items():
         typer.echo(f"{name:<15} {service.url or 'running'}")
     if bare:

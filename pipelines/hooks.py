@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def step_context(*, mlflow_run_id: str = "") -> StepContext:
-    """Context of the running flow for `run_step`: ids for the job's metadata, and the tracking run the step joins."""
+    """Context of the running flow for `run_step`: ids for the metadata of its jobs."""
     from prefect.runtime import deployment, flow_run
 
     run_id = flow_run.get_id() or ""
@@ -27,8 +27,7 @@ def step_context(*, mlflow_run_id: str = "") -> StepContext:
         "prefect.deployment": deployment.get_name() or "" if run_id else "",
         "mlflow.run_id": mlflow_run_id,
     }
-    env = {"FOREFRAME_RUN_ID": mlflow_run_id} if mlflow_run_id else {}
-    return StepContext(run_key=run_id, metadata={key: value for key, value in metadata.items() if value}, env=env)
+    return StepContext(run_key=run_id, metadata={key: value for key, value in metadata.items() if value})
 
 
 def stop_ray_job(flow: Any, flow_run: Any, state: Any) -> None:

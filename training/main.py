@@ -10,12 +10,12 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from infra.config import Config
-from infra.errors import ConfigError, ForeframeError, InputError
+from infra.errors import ConfigError, ForeframeError
 from infra.ray_runtime import prepare_environment
+from infra.storage import read_json
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 on success, 2 with one line on stderr for an error that the user can mend."""
     prepare_environment()
     parser = argparse.ArgumentParser(prog="python -m training.main", description="Run one training job.")
-    parser.add_argument("config", type=Path, help="JSON file; its field `kind` chooses the recipe")
+    parser.add_argument("config", help="JSON file, local or s3://; its field `kind` chooses the recipe")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
@@ -65,15 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"config file {path} does not exist.", remedy="Give the path of a JSON config.")
-    try:
-        value = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not JSON: {error}.") from None
+def _read(url: str) -> dict[str, Any]:
+    value = read_json(url)
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a {type(value).__name__}, not an object.")
+        raise ConfigError(f"{url} holds a {type(value).__name__}, not an object.", remedy="Give a JSON object.")
     return value
 
 

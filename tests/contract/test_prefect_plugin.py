@@ -46,3 +46,9 @@ def test_the_entry_point_wraps_the_lookup_once_and_stays_light():
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_prefect_server_imports_with_the_installed_fastapi():
+    code = "import prefect.server.api.server"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-2000:]

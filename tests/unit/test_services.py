@@ -104,12 +104,11 @@ def test_a_service_that_does_not_start_is_named_and_the_others_are_stopped(home,
     monkeypatch.setattr(services, "START_TIMEOUT_S", 20.0)
     monkeypatch.setattr(services, "_prefect_argv", lambda *_: [sys.executable, "-c", "raise SystemExit('no database')"])
     monkeypatch.setattr(services, "_mlflow_argv", lambda *_: [sys.executable, "-c", "import time; time.sleep(99)"])
-    monkeypatch.setattr(services, "head_argv", lambda *_, **__: [sys.executable, "-c", "import time; time.sleep(99)"])
     started: list[ProcessId] = []
     monkeypatch.setattr(services, "spawn", lambda *a, **k: started.append(spawn(*a, **k)) or started[-1])
     with pytest.raises(ServiceError, match=r"prefect-server.*no database"):
         services.up()
-    assert len(started) == 3
+    assert len(started) == 2
     for process in started:
         wait_gone(process.pid)
     assert services.read_state() is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from infra.errors import ConfigError
+from infra.errors import ConfigError, ForeframeError
 from tests.helpers_data import make_episode_dataset, make_frames_dataset
 from tests.helpers_training import small_pretrain
 from training.export import load_encoder, load_policy, read_record
@@ -71,7 +71,7 @@ def test_a_wrong_job_file_is_one_line_and_exit_code_2(tmp_path, capsys, text, wo
     assert main([str(path)]) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert words in line
-    with pytest.raises(ConfigError):
+    with pytest.raises(ForeframeError):
         main([str(path), "--debug"])
 
 
