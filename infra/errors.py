@@ -61,5 +61,5 @@ class StorageError(ForeframeError):
     retryable = True
 
 
-class EnvironmentProblem(ForeframeError):
+class MachineError(ForeframeError):
     """The machine lacks something: a GL library, ffmpeg, disk, a package of the right version."""
