@@ -9,8 +9,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from infra.lineage import trace
-
 from evaluation.report import (
     Command,
     DatasetInput,
@@ -24,11 +22,13 @@ from evaluation.report import (
 from evaluation.report.run import build, save_inputs
 from evaluation.result import RESULT_NAME, EvaluationResult
 from infra.config import Config
+from infra.lineage import trace
 from infra.registry import ENCODER, POLICY, RESULT_TAG, Registry
 from infra.settings import settings
 from infra.storage import join, read_json
 from infra.tracking import Tracker
 from ingest.reader import load_manifest
+from training.callbacks.metrics_file import METRICS_NAME
 from training.export import read_record
 from training.recipes.rsp_pictures import PICTURES_NAME
 
@@ -42,6 +42,7 @@ class DemoOutcome(Config):
 
     frames: str
     episodes: str
+    extra: str = ""  # the user's own corpus, where one is named
     encoder: str
     policy: str
     bad_policy: str
@@ -59,13 +60,13 @@ def write_report(outcome: DemoOutcome, tracker: Tracker, folder: str) -> dict[st
         subtitle="From simulated video to a promoted policy on two CPU cores",
         stages=stages(outcome),
         runs=(
-            TrainingRun(name="RSP pre-training", metrics=beside(outcome.encoder, "metrics.jsonl")),
-            TrainingRun(name="behaviour cloning", metrics=beside(outcome.policy, "metrics.jsonl")),
+            TrainingRun(name="RSP pre-training", metrics=beside(outcome.encoder, METRICS_NAME)),
+            TrainingRun(name="behaviour cloning", metrics=beside(outcome.policy, METRICS_NAME)),
         ),
         predictions=(Prediction(strip=join(outcome.encoder, PICTURES_NAME), caption="prior sample"),),
         encoder_result=encoder_result,
         policy_result=policy_result,
-        datasets=tuple(data_set(url) for url in (outcome.frames, outcome.episodes)),
+        datasets=tuple(data_set(url) for url in (outcome.frames, outcome.episodes, outcome.extra) if url),
         decisions=tuple(decision(gate) for gate in outcome.gates),
         lineage=tuple(
             LineageNode(kind=node.kind, id=node.id, url=node.url, inputs=node.inputs)

@@ -18,7 +18,9 @@ from infra.errors import CheckpointError, ConfigError, ForeframeError, InputErro
 from infra.faults import fault_point
 from infra.ray_runtime import connect, worker_environment
 from infra.storage import absolute, as_arrow, exists, join, read_bytes, remove, write_json
+from training.callbacks.metrics_file import METRICS_NAME
 from training.checkpoint import folder_name, newest_valid, prune_checkpoints, publish_checkpoint
+from training.follow import following
 from training.loop import Group, Task
 from training.session import NOT_IDENTITY, ExportableTask, RunConfig, load_trained, schedule_of, train
 
@@ -80,7 +82,7 @@ def _train(config: RunConfig, task: Task) -> dict[str, Any]:
         log.info("training is complete at step %d; the export is missing", total_steps)
         return {}
     log.info("training %s to step %d", config.run_name(), total_steps)
-    summary = _train_inline(config, task) if config.compute.workers == 0 else _train_on_ray(config)
+    summary = _train_inline(config, task) if config.compute.workers == 0 else _train_on_ray(config, total_steps)
     return {key: summary[key] for key in ("first_step", "seconds") if key in summary}
 
 
@@ -117,7 +119,7 @@ def _train_inline(config: RunConfig, task: Task) -> dict[str, Any]:
     return train(config, task, Group(), publish)
 
 
-def _train_on_ray(config: RunConfig) -> dict[str, Any]:
+def _train_on_ray(config: RunConfig, total_steps: int) -> dict[str, Any]:
     compute = config.compute
     failure_url = join(config.checkpoints_url(), FAILURE)
     remove(failure_url)
@@ -146,7 +148,8 @@ def _train_on_ray(config: RunConfig) -> dict[str, Any]:
             ),
         )
         try:
-            result = trainer.fit()
+            with following(join(absolute(config.output), METRICS_NAME), total_steps=total_steps):
+                result = trainer.fit()
         finally:
             _raise_recorded(failure_url)
     return result.return_value or {}

@@ -21,7 +21,7 @@ from infra.digests import sha256_json, short
 from infra.errors import ConfigError
 from infra.storage import absolute, join
 from training.callbacks.checkpointing import Checkpointing, Publish
-from training.callbacks.metrics_file import MetricsFile
+from training.callbacks.metrics_file import METRICS_NAME, MetricsFile
 from training.callbacks.offending_batch import OffendingBatch
 from training.callbacks.progress import Progress
 from training.callbacks.tracking import Tracking, TrackingConfig
@@ -179,7 +179,7 @@ def _callbacks(config: RunConfig, task: Task, group: Group, publish: Publish) ->
         return saving
     records: list[Callback] = [
         MetricsFile(
-            join(output, "metrics.jsonl"),
+            join(output, METRICS_NAME),
             every_steps=config.log_every_steps,
             checkpoint_steps=config.checkpoint.every_steps,
         ),

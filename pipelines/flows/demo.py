@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,43 +56,51 @@ def demo(
 ) -> dict[str, Any]:
     """Everything on the tiny presets; each list overrides one stage. Returns the table and the report's path."""
     chosen = backend or settings().backend
-    if chosen != "local":
-        return run_line(simulate, pretraining, cloning, label_propagation, rollouts, chosen)
-    with local_ray(RAY_CPUS):
-        return run_line(simulate, pretraining, cloning, label_propagation, rollouts, chosen)
+    stages = {
+        "simulate": simulate,
+        "pretraining": pretraining,
+        "cloning": cloning,
+        "label_propagation": label_propagation,
+        "rollouts": rollouts,
+    }
+    with local_ray(RAY_CPUS) if chosen == "local" else nullcontext():
+        return run_line(stages, chosen)
 
 
-def run_line(
-    simulate: list[str] | None,
-    pretraining: list[str] | None,
-    cloning: list[str] | None,
-    label_propagation: list[str] | None,
-    rollouts: list[str] | None,
-    backend: Backend,
-) -> dict[str, Any]:
-    """The stages in order, under one tracker run."""
+def run_line(overrides: dict[str, list[str] | None], backend: Backend) -> dict[str, Any]:
+    """The stages in order, under one tracker run; `overrides` by stage."""
     clock = Clock()
     with tracked("demo", backend=backend) as run:
         child: dict[str, Any] = {"backend": backend, "parent_run": run.run.run_id}
         with clock.stage("simulate and ingest frames"):
-            frames = ingest_corpus(simulate=simulate, **child)
+            frames = ingest_corpus(simulate=overrides["simulate"], **child)
         with clock.stage("ingest episodes"):
-            episodes = ingest_corpus(layout="video", simulate=simulate, **child)
+            episodes = ingest_corpus(layout="video", simulate=overrides["simulate"], **child)
+        extra = ""
+        if source := settings().corpus:
+            with clock.stage("ingest your annotated corpus"):
+                extra = ingest_corpus(corpus="annotated", source=source, layout="video", **child)
         with clock.stage("pre-train and evaluate the encoder"):
-            encoder = pretrain_rsp(data=frames, overrides=pretraining, evaluation=label_propagation, **child)
+            encoder = pretrain_rsp(
+                data=frames,
+                overrides=overrides["pretraining"],
+                evaluation=overrides["label_propagation"],
+                **child,
+            )
         with clock.stage("gate the encoder"):
             encoder_gate = promote(model=ENCODER, **child)
-        policies: dict[str, Any] = {"encoder": encoder, "data": episodes, "evaluation": rollouts}
+        policies: dict[str, Any] = {"encoder": encoder, "data": episodes, "evaluation": overrides["rollouts"]}
         with clock.stage("train and roll out the policy"):
-            policy = train_policy(overrides=cloning, **policies, **child)
+            policy = train_policy(overrides=overrides["cloning"], **policies, **child)
         with clock.stage("gate the policy"):
             policy_gate = promote(model=POLICY, **child)
         with clock.stage("a deliberately bad candidate"):
-            bad = train_policy(overrides=[*(cloning or []), *BAD_CANDIDATE], **policies, **child)
+            bad = train_policy(overrides=[*(overrides["cloning"] or []), *BAD_CANDIDATE], **policies, **child)
             bad_gate = {**promote(model=POLICY, **child), "note": BAD_NOTE}
         outcome = DemoOutcome(
             frames=frames,
             episodes=episodes,
+            extra=extra,
             encoder=encoder,
             policy=policy,
             bad_policy=bad,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from evaluation.label_propagation.config import LabelPropagationConfig
 from prefect import flow
 
+from evaluation.label_propagation.config import LabelPropagationConfig
 from evaluation.result import RESULT_NAME, EvaluationResult
 from evaluation.rollouts.config import RolloutsConfig
 from infra.config import Config

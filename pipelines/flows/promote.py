@@ -18,6 +18,7 @@ from pipelines.flows import STOPS_ITS_JOBS
 from pipelines.flows.evaluate import evaluate_like
 from pipelines.ray_backend import Backend
 from pipelines.tasks import FlowRun, logger, tracked
+from training.callbacks.metrics_file import METRICS_NAME
 
 ModelName = Literal["foreframe-encoder", "foreframe-policy"]
 RULES: dict[str, GateRule] = {ENCODER: encoder_rule(), POLICY: policy_rule()}
@@ -91,7 +92,7 @@ def judge(candidate: ModelVersion, mine: EvaluationResult, theirs: EvaluationRes
 
 def training_metrics(export: str) -> dict[str, float]:
     """First and last values of the run that made an export; empty for an export from elsewhere."""
-    url = join(export.rsplit("/", 1)[0], "metrics.jsonl")
+    url = join(export.rsplit("/", 1)[0], METRICS_NAME)
     if not exists(url):
         return {}
     return training_summary([json.loads(line) for line in read_bytes(url).splitlines() if line.strip()])

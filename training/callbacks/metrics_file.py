@@ -10,6 +10,7 @@ from infra.storage import read_bytes, write_bytes
 from training.loop import Callback, StepEvent
 from training.state import TrainState
 
+METRICS_NAME = "metrics.jsonl"
 FLUSH_INTERVAL_S = 10.0
 
 

@@ -101,7 +101,7 @@ def tiny(*, provider: ProviderConfig, data: str, output: str) -> PolicyConfig:
         log_every_steps=25,
         checkpoint=CheckpointConfig(every_steps=500),
         # Seconds of training: a group of workers would take longer to start than to train.
-        compute=ComputeConfig(workers=0, threads=2),
+        compute=ComputeConfig(workers=0),
     )
 
 
