@@ -29,7 +29,9 @@ from infra.media import (
 
 Image = npt.NDArray[np.uint8]
 SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND  # bicubic as in the papers' preparation
-TO_RGB = Interpolation.BICUBIC  # libav's table conversion: 1 level darker than exact arithmetic, 16 times faster
+# Exact arithmetic: libav's quick tables are 1 level darker, and a policy that learned from those pictures fails on
+# rendered ones (docs/log.md).
+TO_RGB = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
 @dataclass(frozen=True)

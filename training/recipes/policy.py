@@ -93,11 +93,14 @@ class PolicyConfig(RunConfig):
 
 
 def tiny(*, provider: ProviderConfig, data: str, output: str) -> PolicyConfig:
-    """Chunks of 8 actions of which 4 are carried out, one picture and a sentence; 1,500 steps of 128 windows."""
+    """Chunks of 8 actions of which 4 are carried out, one picture and a sentence; 2,500 steps of 128 windows."""
     return PolicyConfig(
         output=output,
         provider=provider,
         data=EpisodesConfig(url=data),
+        head=BehaviourCloningConfig(feature="none", hidden=(512, 512, 512)),
+        optim=OptimConfig(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01),
+        schedule=ScheduleConfig(epochs=None, warmup_epochs=0, steps=2500),
         log_every_steps=25,
         checkpoint=CheckpointConfig(every_steps=500),
         # Seconds of training: a group of workers would take longer to start than to train.
