@@ -92,12 +92,17 @@ def up(*, num_cpus: int | None = None) -> State:
         if state is not None:
             _stop_all(state)
         starter = _Starter(folder, previous_profile=state.previous_profile if state else None)
-        try:
-            return starter.start(num_cpus or os.cpu_count() or 1)
-        except BaseException:
-            _stop_all(starter.state)
-            state_path().unlink(missing_ok=True)
-            raise
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(lambda: _forget(starter.state))
+            started = starter.start(num_cpus or os.cpu_count() or 1)
+            on_failure.pop_all()  # all is well: nothing to undo
+        return started
+
+
+def _forget(state: State) -> None:
+    """Stop what was started so far, and leave no trace of it."""
+    _stop_all(state)
+    state_path().unlink(missing_ok=True)
 
 
 def down() -> list[str]:
