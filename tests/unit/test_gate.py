@@ -16,7 +16,8 @@ from evaluation.gate import (
     training_summary,
 )
 from evaluation.result import EvaluationResult, Item
-from evaluation.rollouts import arms as rollout_arms
+from evaluation.rollouts.arms import ORACLE
+from evaluation.rollouts.config import ARMS
 from evaluation.rollouts.loop import SUCCESS_EVER, SUCCESS_LAST
 
 GOOD_TRAINING = {"first/loss_future": 1.2, "last/loss_future": 0.7}
@@ -168,7 +169,7 @@ def test_a_better_candidate_that_fails_a_floor_is_refused():
 
 
 def test_floor_names_and_metrics_are_those_of_the_rollout_suite():
-    assert set(POLICY_FLOORS) == set(rollout_arms.ARMS) - {rollout_arms.ORACLE}
+    assert set(POLICY_FLOORS) == set(ARMS) - {ORACLE}
     assert [guard.metric for guard in policy_rule().guards] == [SUCCESS_LAST]
 
 
