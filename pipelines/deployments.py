@@ -107,6 +107,7 @@ def prepare_prefect() -> None:
         return
     if "PREFECT_API_URL" in os.environ:
         return
-    os.environ.setdefault("PREFECT_HOME", str(known.local_home / "prefect"))
+    home = Path(os.environ.setdefault("PREFECT_HOME", str(known.local_home / "prefect")))
+    home.mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder only
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
