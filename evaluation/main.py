@@ -5,20 +5,15 @@ The field `kind` chooses the suite. A finished output is left alone and its resu
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from evaluation.result import EvaluationResult
 from infra.config import Config
-from infra.errors import ConfigError, ForeframeError
+from infra.errors import ConfigError
 from infra.ray_runtime import prepare_environment
-from infra.storage import read_json
-
-log = logging.getLogger(__name__)
-
+from infra.step import step_main
 
 KINDS = ("label-propagation", "rollouts")
 
@@ -52,27 +47,7 @@ def _suite(kind: str) -> tuple[type[Config], Callable[[Any], EvaluationResult]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 on success, 2 with one line on stderr for an error that the user can mend."""
-    prepare_environment()
-    parser = argparse.ArgumentParser(prog="python -m evaluation.main", description="Run one evaluation.")
-    parser.add_argument("config", help="JSON file, local or s3://; its field `kind` chooses the suite")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
-        run(parse_config(_read(options.config)))
-    except ForeframeError as error:
-        if options.debug:
-            raise
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 2
-    return 0
-
-
-def _read(url: str) -> dict[str, Any]:
-    value = read_json(url)
-    if not isinstance(value, dict):
-        raise ConfigError(f"{url} holds a {type(value).__name__}, not an object.", remedy="Give a JSON object.")
-    return value
+    return step_main(argv, stage="evaluation", parse=parse_config, run=run)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,13 @@ The config's field `kind` says which. Exit code 2 and one line on standard error
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from infra.config import Config
-from infra.digests import pretty_json
-from infra.errors import ConfigError, ForeframeError
-from infra.ray_runtime import prepare_environment
-from infra.storage import read_json
+from infra.errors import ConfigError
+from infra.step import step_main
 from ingest import job
 from ingest.recipe import IngestConfig
 
@@ -32,41 +28,25 @@ def run(config: Config) -> Any:
     return generate.run(config)
 
 
-def load(path: str | Path) -> Config:
-    """The config in a JSON file; its field `kind` picks the class."""
-    value = read_json(path)
-    kind = value.get("kind") if isinstance(value, dict) else None
+def parse_config(value: dict[str, Any]) -> Config:
+    """The config object of a plain JSON value; its field `kind` picks the class."""
+    kind = value.get("kind")
     if kind == "ingest":
         return IngestConfig.parse(value)
     if kind == "simulate":
         from ingest.simulators.config import SimulateConfig
 
         return SimulateConfig.parse(value)
-    raise ConfigError(f"{path} has kind {kind!r}.", remedy="Known kinds: ingest, simulate.")
+    raise ConfigError(f"unknown kind {kind!r}.", remedy="Known kinds: ingest, simulate.")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of the job."""
-    prepare_environment()
-    parser = argparse.ArgumentParser(prog="python -m ingest.main")
-    parser.add_argument("config", help="JSON file, local or s3://")
-    parser.add_argument("--dry-run", action="store_true", help="show the plan and write nothing")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
-        config = load(options.config)
-        if options.dry_run:
-            summary = job.describe(config) if isinstance(config, IngestConfig) else config.to_json()
-            sys.stdout.write(pretty_json(summary).decode())
-        else:
-            run(config)
-    except ForeframeError as error:
-        if options.debug:
-            raise
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: 0 on success, 2 with one line on stderr for an error that the user can mend."""
+    return step_main(argv, stage="ingest", parse=parse_config, run=run, plan=_plan)
+
+
+def _plan(config: Config) -> dict[str, Any]:
+    return job.describe(config) if isinstance(config, IngestConfig) else config.to_json()
 
 
 if __name__ == "__main__":

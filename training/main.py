@@ -5,19 +5,14 @@ The field `kind` chooses the recipe. Running it again continues an unfinished ru
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from infra.config import Config
-from infra.errors import ConfigError, ForeframeError
+from infra.errors import ConfigError
 from infra.ray_runtime import prepare_environment
-from infra.storage import read_json
-
-log = logging.getLogger(__name__)
+from infra.step import step_main
 
 
 def parse_config(value: dict[str, Any]) -> Any:
@@ -42,34 +37,13 @@ def run(config: Any) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 on success, 2 with one line on stderr for an error that the user can mend."""
-    prepare_environment()
-    parser = argparse.ArgumentParser(prog="python -m training.main", description="Run one training job.")
-    parser.add_argument("config", help="JSON file, local or s3://; its field `kind` chooses the recipe")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
-        config = parse_config(_read(options.config))
-        if options.dry_run:
-            from training.plan import dry_run
-
-            sys.stdout.write(json.dumps(dry_run(config), indent=2) + "\n")
-        else:
-            run(config)
-    except ForeframeError as error:
-        if options.debug:
-            raise
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 2
-    return 0
+    return step_main(argv, stage="training", parse=parse_config, run=run, plan=_plan)
 
 
-def _read(url: str) -> dict[str, Any]:
-    value = read_json(url)
-    if not isinstance(value, dict):
-        raise ConfigError(f"{url} holds a {type(value).__name__}, not an object.", remedy="Give a JSON object.")
-    return value
+def _plan(config: Any) -> dict[str, Any]:
+    from training.plan import dry_run
+
+    return dry_run(config)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,11 @@ from evaluation.rollouts.config import (
 from evaluation.rollouts.environments import Actions, BatchEnvironment, MetaWorldBatch
 from evaluation.rollouts.loop import SUCCESS_EVER, SUCCESS_LAST, Rollout, clip_fps, items_of, run_batch
 from evaluation.statistics import wilson_interval
-from infra.digests import pretty_json, sha256_json
+from evaluation.suites import claim_output
+from infra.digests import sha256_json
 from infra.errors import ConfigError, InputError
 from infra.media_encode import encode_video
-from infra.storage import create_only, exists, join, read_json, write_bytes, write_json
+from infra.storage import exists, join, read_json, write_bytes, write_json
 from ingest.reader import ShardDataset
 from ingest.simulators.metaworld import CONTROL_HZ, prepare_rendering, simulator_versions
 from ingest.simulators.workers import WorkerPool
@@ -40,7 +41,6 @@ log = logging.getLogger(__name__)
 
 SUITE_VERSION = "1"
 POLICY = "policy"
-CONFIG_NAME = "config.json"
 CLIP_CRF = 23
 
 
@@ -64,7 +64,7 @@ def run(config: RolloutsConfig) -> EvaluationResult:
 
     Raises `InputError` if the output holds the result of another config.
     """
-    _claim(config)
+    claim_output(config, output=config.output, place_fields=PLACE_FIELDS)
     done = join(config.output, RESULT_NAME)
     if exists(done):
         return _finished(config, EvaluationResult.parse(read_json(done)))
@@ -229,21 +229,6 @@ def _protocol_digest(config: RolloutsConfig) -> str:
     fields = ("tasks", "first_seed", "num_seeds", "max_steps", "stop_on_success", "size", "camera")
     values = config.to_json()
     return sha256_json({**{name: values[name] for name in fields}, "versions": simulator_versions()})
-
-
-def _claim(config: RolloutsConfig) -> None:
-    """An output belongs to one config."""
-    wanted = {key: value for key, value in config.to_json().items() if key not in PLACE_FIELDS}
-    url = join(config.output, CONFIG_NAME)
-    if create_only(url, pretty_json(wanted)):
-        return
-    found = read_json(url)
-    changed = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-    if changed:
-        raise InputError(
-            f"{config.output} belongs to another evaluation (different: {', '.join(changed)}).",
-            remedy="Choose another output folder.",
-        )
 
 
 def _in_words(items: dict[str, tuple[Item, ...]]) -> str:
