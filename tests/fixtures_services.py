@@ -99,17 +99,18 @@ def jobs_settings(ray_head: RayHead, marker_step: Path, monkeypatch: pytest.Monk
 
 
 def wait_for_file(path: Path, *, timeout_s: float = 30.0) -> None:
-    """Fails the test when the file does not appear."""
-    assert wait_for(path.is_file, timeout_s=timeout_s), f"{path} did not appear"
+    """Fails the test when the file does not appear, or stays empty."""
+    appeared = wait_for(lambda: path.is_file() and path.stat().st_size > 0, timeout_s=timeout_s)
+    assert appeared, f"{path} did not appear"
 
 
 def is_running(pid: int) -> bool:
     """Whether somebody runs under the pid, a zombie not counted."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):  # it may go between the two
         return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def wait_gone(pid: int, *, timeout_s: float = 20.0) -> None:
