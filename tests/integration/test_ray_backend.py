@@ -77,6 +77,11 @@ def test_any_other_exit_code_may_be_retried(tmp_path, context):
     assert caught.value.retryable
 
 
+def hear_interrupts() -> None:
+    """A suite started in the background of a shell ignores SIGINT, and its children would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_killing_the_flow_process_ends_its_child(tmp_path, context, marker_step):
     code = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
@@ -86,7 +91,9 @@ def test_killing_the_flow_process_ends_its_child(tmp_path, context, marker_step)
     )
     argv = [sys.executable, "-c", code, str(tmp_path), str(marker_step)]
     for number in (signal.SIGKILL, signal.SIGINT):
-        parent = subprocess.Popen(argv, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
+        parent = subprocess.Popen(
+            argv, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL, preexec_fn=hear_interrupts
+        )
         wait_for_file(tmp_path / "started.txt")
         child = started_pids(tmp_path)[0]
         (tmp_path / "started.txt").unlink()
