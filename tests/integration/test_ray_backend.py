@@ -92,7 +92,10 @@ def test_killing_the_flow_process_ends_its_child(tmp_path, context, marker_step)
     argv = [sys.executable, "-c", code, str(tmp_path), str(marker_step)]
     for number in (signal.SIGKILL, signal.SIGINT):
         parent = subprocess.Popen(
-            argv, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL, preexec_fn=hear_interrupts
+            argv,
+            cwd=Path(__file__).parents[2],
+            stderr=subprocess.DEVNULL,
+            preexec_fn=hear_interrupts,  # noqa: PLW1509  (one system call)
         )
         wait_for_file(tmp_path / "started.txt")
         child = started_pids(tmp_path)[0]
