@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
@@ -24,20 +24,7 @@ SectionName = Literal[
     "versions",
     "reproduce",
 ]
-ALL_SECTIONS: tuple[SectionName, ...] = (
-    "summary",
-    "line",
-    "training",
-    "predictions",
-    "encoder",
-    "policy",
-    "gate",
-    "data",
-    "lineage",
-    "configs",
-    "versions",
-    "reproduce",
-)
+ALL_SECTIONS: tuple[SectionName, ...] = get_args(SectionName)
 
 
 class Stage(Config):
