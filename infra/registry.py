@@ -24,6 +24,7 @@ from infra.tracking import Tracker, clean_key, quiet_mlflow, translated
 log = logging.getLogger(__name__)
 
 ENCODER = "foreframe-encoder"
+VIDEO = "foreframe-video"
 POLICY = "foreframe-policy"
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 DIGEST_TAG, URL_TAG, RESULT_TAG = "foreframe.digest", "foreframe.url", "foreframe.result"

@@ -63,14 +63,48 @@ class FeatureProvider(Protocol):
 
 @runtime_checkable
 class VideoPredictor(Protocol):
-    """A text-guided video model."""
+    """A frozen text-guided video model. Everything drawn at random is a function of `seed` and the item's key."""
 
     num_frames: int
+    image_size: int
+    digest: str
 
     def predict(
-        self, images_BHWC: Images, text: Sequence[str], *, unit_noise: torch.Tensor | None = None
-    ) -> npt.NDArray[np.uint8]:
-        """First frames and sentences -> (B, T, H, W, 3) uint8."""
+        self,
+        images_BHWC: Images,
+        text: Sequence[str],
+        *,
+        num_steps: int = 30,
+        guidance: tuple[float, float] = (1.0, 3.0),
+        unit_noise: torch.Tensor | None = None,
+        seed: int = 0,
+    ) -> Images:
+        """First frames (any size) and sentences -> (B, T, S, S, 3) uint8; frame 0 is the model's own.
+
+        `num_steps=1` is the one-step prediction from the highest sigma. `guidance` rises linearly from the first
+        frame's weight to the last one's.
+        """
+        ...
+
+    def reconstruct(self, videos_BTHWC: Images) -> Images:
+        """Encode and decode: what the autoencoder alone loses. (B, T, S, S, 3) uint8."""
+        ...
+
+    def validation_losses(
+        self,
+        videos_BTHWC: Images,
+        text: Sequence[str],
+        *,
+        keys: Sequence[str],
+        num_draws: int = 8,
+        seed: int = 0,
+        copy_first_frame: bool = False,
+    ) -> npt.NDArray[np.float32]:
+        """(B,) training loss of each clip, averaged over `num_draws` fixed pairs of sigma and noise, without dropout.
+
+        The draws of a clip follow from (seed, its key, the draw's number) alone, so clips of two models pair, in any
+        batch. `copy_first_frame` rates the denoiser that always answers with the first frame: a floor.
+        """
         ...
 
 

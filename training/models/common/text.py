@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch.nn import functional as F
+
+from infra.config import Config
 
 TEXT_ENCODER_NAME = "all-MiniLM-L6-v2"
 TEXT_DIM = 384
 MAX_TOKENS = 256
+
+
+class TextEncoderConfig(Config):
+    """Which frozen encoder turns a sentence into tokens.
+
+    `minilm` is the packaged one (width 384); `clip` is a local folder of a CLIP text model (width 512 for B/32). A
+    sentence of more than `max_tokens` tokens is refused unless `truncate`, which is what the official code does.
+    """
+
+    kind: Literal["minilm", "clip"] = "minilm"
+    path: str = ""
+    max_tokens: int = Field(default=20, ge=2)
+    truncate: bool = False
+
+    @model_validator(mode="after")
+    def _has_path(self) -> Self:
+        if (self.kind == "clip") != bool(self.path):
+            raise ValueError(f"text encoder {self.kind!r} and path {self.path!r} do not go together")
+        return self
 
 
 class SentenceEncoder:
