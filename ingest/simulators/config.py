@@ -8,11 +8,13 @@ from pydantic import Field, field_validator
 
 from infra.config import Config
 from infra.digests import sha256_json
-from ingest.simulators.metaworld import CONTROL_HZ, MAX_EPISODE_STEPS, check_camera, check_task
+from ingest.simulators.metaworld import CONTROL_HZ, MAX_EPISODE_STEPS, RenderFlags, check_camera, check_task
 
 # What decides one episode's bytes; the rest says how many there are, where they go and who makes them.
-EPISODE_FIELDS = ("camera", "size", "noise", "keep_after_success", "max_steps", "fps", "crf", "gop")
+EPISODE_FIELDS = ("camera", "size", "goal_marker", "noise", "keep_after_success", "max_steps", "fps", "crf", "gop")
 PLACE_FIELDS = frozenset({"output", "workers"})
+
+GoalMarker = Literal["auto", "hidden", "visible"]
 
 
 class SimulateConfig(Config):
@@ -20,6 +22,9 @@ class SimulateConfig(Config):
 
     `noise` is the standard deviation of the Gaussian added to the executed xyz of the action (the label stays clean);
     `keep_after_success` frames follow the first success; a seed without success within `max_steps` is passed over.
+    `goal_marker` "auto" draws the dot at the target in the tasks whose goal nothing else shows; "hidden" never draws
+    it, so that tasks of one scene look alike and only their sentence tells them apart; "visible" draws it wherever a
+    task has one.
     """
 
     kind: Literal["simulate"] = "simulate"
@@ -29,6 +34,7 @@ class SimulateConfig(Config):
     first_seed: int = Field(default=0, ge=0)
     camera: str = "corner4"
     size: int = Field(default=128, ge=16, le=2048, multiple_of=2)  # H.264 stores even sides only
+    goal_marker: GoalMarker = "auto"
     noise: float = Field(default=0.3, ge=0.0)
     keep_after_success: int = Field(default=3, ge=0)
     max_steps: int = Field(default=200, ge=1, le=MAX_EPISODE_STEPS)
@@ -50,6 +56,12 @@ class SimulateConfig(Config):
     @classmethod
     def _known_camera(cls, camera: str) -> str:
         return check_camera(camera)
+
+    def render_flags(self, task: str) -> RenderFlags:
+        """What the pictures of this task show; recorded beside every episode."""
+        if self.goal_marker == "auto":
+            return RenderFlags.for_task(task)
+        return RenderFlags(goal_marker=self.goal_marker == "visible")
 
     def episode_digest(self) -> str:
         """Identity of how one episode is made."""

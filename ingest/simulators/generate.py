@@ -122,7 +122,7 @@ def attempt(order: Attempt) -> Outcome:
     if exists(record_url):
         return Outcome(order.task, order.seed, int(read_json(record_url)["num_frames"]))
     prepare_rendering(torch_first=config.workers == 1)
-    env, renderer = _stage(order.task, config.camera, config.size)
+    env, renderer = _stage(order.task, config.camera, config.size, config.render_flags(order.task))
     env.reset(order.seed)
     episode = demonstrate(env, renderer, config, noise_rng=_noise_rng(order.task, order.seed))
     if episode.first_success is None:
@@ -267,6 +267,6 @@ def _noise_rng(task: str, seed: int) -> np.random.Generator:
 
 
 @lru_cache(maxsize=1)
-def _stage(task: str, camera: str, size: int) -> tuple[MetaWorldEnv, Renderer]:
+def _stage(task: str, camera: str, size: int, flags: RenderFlags) -> tuple[MetaWorldEnv, Renderer]:
     """This process's environment and renderer of the task at hand."""
-    return MetaWorldEnv(task, seed=0), Renderer(task, camera=camera, size=size)
+    return MetaWorldEnv(task, seed=0), Renderer(task, camera=camera, size=size, flags=flags)

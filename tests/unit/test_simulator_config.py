@@ -27,3 +27,16 @@ def test_the_episode_digest_ignores_how_many_and_where():
     config = SimulateConfig(output="a", tasks=("reach",), episodes=3)
     assert config.episode_digest() == SimulateConfig(output="b", tasks=("push",), workers=1).episode_digest()
     assert config.episode_digest() != config.model_copy(update={"noise": 0.1}).episode_digest()
+
+
+def test_the_goal_marker_follows_the_task_unless_told_otherwise():
+    def drawn(marker: str, task: str) -> bool:
+        return SimulateConfig(output="a", tasks=(task,), goal_marker=marker).render_flags(task).goal_marker
+
+    assert [drawn("auto", task) for task in ("reach", "drawer-open")] == [True, False]
+    assert [drawn("hidden", task) for task in ("reach", "drawer-open")] == [False, False]
+    assert [drawn("visible", task) for task in ("reach", "drawer-open")] == [True, True]
+    config = SimulateConfig(output="a", tasks=("reach",))
+    assert config.episode_digest() != config.model_copy(update={"goal_marker": "hidden"}).episode_digest()
+    with pytest.raises(ConfigError, match="'auto', 'hidden' or 'visible'"):
+        SimulateConfig.parse({"output": "x", "tasks": ["reach"], "goal_marker": "off"})
