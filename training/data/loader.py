@@ -6,24 +6,32 @@ Where training stands in its data is (data set version, seed, step); `step_loade
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from infra.errors import ConfigError
-from ingest.order import SampleOrder, rank_span
+from ingest.order import Indices, rank_span
 
 PREFETCHED_BATCHES = 2
 ENDLESS = 2**62
 WORKER_TIMEOUT_S = 300.0  # a worker that hangs on a disk stops the run instead of freezing it
 
 
-class StepSampler(Sampler[list[tuple[int, int]]]):
-    """For every step in [start_step, stop_step), this rank's (epoch, clip) visits."""
+class Order(Protocol):
+    """What stands at every position: a `SampleOrder`, or a mixture of several."""
+
+    def slice(self, start: int, stop: int) -> tuple[Indices, ...]:
+        """The columns of the visits at positions [start, stop): (epoch, clip), or (source, epoch, clip)."""
+        ...
+
+
+class StepSampler(Sampler[list[tuple[int, ...]]]):
+    """For every step in [start_step, stop_step), this rank's visits."""
 
     def __init__(
         self,
-        order: SampleOrder,
+        order: Order,
         *,
         global_batch_size: int,
         start_step: int,
@@ -43,16 +51,15 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         for step in self.steps:
             span = rank_span(step, self.global_batch_size, self.rank, self.world_size)
-            epochs, clips = self.order.slice(*span)
-            yield list(zip(epochs.tolist(), clips.tolist(), strict=True))
+            yield list(zip(*(column.tolist() for column in self.order.slice(*span)), strict=True))
 
 
 def step_loader(
     dataset: Dataset[Any],
-    order: SampleOrder,
+    order: Order,
     *,
     global_batch_size: int,
     start_step: int = 0,
@@ -64,7 +71,7 @@ def step_loader(
 ) -> DataLoader[Any]:
     """An iterable of this rank's batch for every step in [start_step, stop_step), without end by default.
 
-    `dataset` takes a list of (epoch, clip) visits in `__getitems__` and returns the finished batch.
+    `dataset` takes a list of the order's visits in `__getitems__` and returns the finished batch.
     """
     sampler = StepSampler(
         order,
