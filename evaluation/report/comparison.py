@@ -206,16 +206,22 @@ def _stratum_cell(items: tuple[Item, ...], stratum: str, metric: str, *, is_rate
 
 
 def _differences(result: EvaluationResult, arms: list[_Arm]) -> tuple[list[Difference], list[str]]:
-    metric, sign = result.primary_metric, 1.0 if result.higher_is_better else -1.0
-    own = {item.item_id: item for item in result.items if metric in item.metrics}
     found, notes = [], []
     for arm in arms[1:]:
-        pairs = [(own[item.item_id], item) for item in arm.items if item.item_id in own and metric in item.metrics]
-        if pairs:
-            found.append(Difference(arm.label, *_paired(pairs, metric, sign), metric=metric))
+        difference = difference_from(result, arm.items, label=arm.label)
+        if difference:
+            found.append(difference)
         else:
             notes.append(f"{arm.label}: no item in common with the model, hence no paired difference.")
     return found, notes
+
+
+def difference_from(result: EvaluationResult, others: Sequence[Item], *, label: str) -> Difference | None:
+    """The model minus an arm's items on the primary metric, in the good direction; None without a common item."""
+    metric, sign = result.primary_metric, 1.0 if result.higher_is_better else -1.0
+    own = {item.item_id: item for item in result.items if metric in item.metrics}
+    pairs = [(own[item.item_id], item) for item in others if item.item_id in own and metric in item.metrics]
+    return Difference(label, *_paired(pairs, metric, sign), metric=metric) if pairs else None
 
 
 def _paired(pairs: list[tuple[Item, Item]], metric: str, sign: float) -> Estimate:

@@ -15,6 +15,7 @@ SectionName = Literal[
     "line",
     "training",
     "predictions",
+    "video",
     "encoder",
     "policy",
     "gate",
@@ -25,6 +26,11 @@ SectionName = Literal[
     "reproduce",
 ]
 ALL_SECTIONS: tuple[SectionName, ...] = get_args(SectionName)
+# A report of the whole line, and one of a video model alone.
+LINE_SECTIONS: tuple[SectionName, ...] = tuple(name for name in ALL_SECTIONS if name != "video")
+VIDEO_SECTIONS: tuple[SectionName, ...] = (
+    "line", "training", "video", "data", "lineage", "configs", "versions", "reproduce",
+)  # fmt: skip
 
 
 class Stage(Config):
@@ -96,12 +102,14 @@ class ReportInputs(Config):
     title: str
     subtitle: str = ""
     base: str = ""
-    sections: tuple[SectionName, ...] = ALL_SECTIONS
+    sections: tuple[SectionName, ...] = LINE_SECTIONS
     stages: tuple[Stage, ...] = ()
     runs: tuple[TrainingRun, ...] = ()
     predictions: tuple[Prediction, ...] = ()
     encoder_result: str = ""
     policy_result: str = ""
+    video_result: str = ""
+    preview_folder: str = Field(default="", description="where a video model's training left its previews")
     datasets: tuple[DatasetInput, ...] = ()
     decisions: tuple[GateDecision, ...] = ()
     lineage: tuple[LineageNode, ...] = ()

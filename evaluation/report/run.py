@@ -1,4 +1,4 @@
-"""`foreframe report KIND PATH`: a report of a whole run, of one data set, or of one evaluation result."""
+"""`foreframe report KIND PATH`: of the whole line, a video model, one data set, or one evaluation result."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ log = logging.getLogger(__name__)
 INPUTS_NAME = "report.json"
 REPORT_NAME = "report.html"
 ENCODER_SUITES = ("label-propagation", "label_propagation")
+VIDEO_SUITES = ("video-prediction",)
 
 
 def build(kind: str, path: str, *, output: Path | None = None) -> Path:
     """Write the report of what lies at `path`, a local folder or an `s3://` address, and return the file.
 
-    `demo`: a run's folder that holds `report.json` (the saved `ReportInputs`); `dataset`: a data set folder;
-    `result`: an evaluation's folder or its `result.json`. The page goes beside a local run or result; for a data set,
-    which never changes, and for a remote place it goes into the working folder. Raises `InputError`.
+    `demo`, `video`: a finished run's report folder, which holds `report.json` (the saved `ReportInputs`); `dataset`:
+    a data set folder; `result`: an evaluation's folder or its `result.json`. The page goes beside a local run or
+    result; for a data set, which never changes, and for a remote place it goes into the working folder. Raises
+    `InputError`.
     """
-    readers = {"demo": _demo, "dataset": _dataset, "result": _result}
+    readers = {"demo": _saved, "video": _saved, "dataset": _dataset, "result": _result}
     if kind not in readers:
         raise InputError(f"unknown report kind {kind!r}.", remedy=f"Use one of {', '.join(readers)}.")
     inputs, folder = readers[kind](path)
@@ -48,10 +50,10 @@ def save_inputs(inputs: ReportInputs, folder: str) -> str:
     return url
 
 
-def _demo(path: str) -> tuple[ReportInputs, str]:
+def _saved(path: str) -> tuple[ReportInputs, str]:
     url = storage.join(path, INPUTS_NAME)
     if not storage.exists(url):
-        raise InputError(f"{path} holds no {INPUTS_NAME}.", remedy="Give the folder of a finished demo run.")
+        raise InputError(f"{path} holds no {INPUTS_NAME}.", remedy="Give the report folder that a finished run names.")
     inputs = ReportInputs.parse(storage.read_json(url))
     if not inputs.base:
         inputs = inputs.model_copy(update={"base": path})
@@ -68,7 +70,9 @@ def _result(path: str) -> tuple[ReportInputs, str]:
     result, folder = read_result(path)
     title = f"{result.suite} {result.suite_version}".strip()
     versions = {"code": result.code_version} if result.code_version else {}
-    if result.suite.startswith(ENCODER_SUITES):
+    if result.suite.startswith(VIDEO_SUITES):
+        inputs = ReportInputs(title=title, sections=("video", "versions"), video_result=folder, versions=versions)
+    elif result.suite.startswith(ENCODER_SUITES):
         inputs = ReportInputs(title=title, sections=("encoder", "versions"), encoder_result=folder, versions=versions)
     else:
         inputs = ReportInputs(title=title, sections=("policy", "versions"), policy_result=folder, versions=versions)

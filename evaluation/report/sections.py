@@ -18,6 +18,7 @@ from evaluation.report.inputs import ReportInputs, SectionName, Stage
 from evaluation.report.ledger import DatasetView, dataset_view
 from evaluation.report.predictions import prediction_rows
 from evaluation.report.text import duration, grouped, rate, show, span
+from evaluation.report.video import TextUse, previews, text_sentence, text_use, without_wrong_texts
 from evaluation.result import RESULT_NAME, EvaluationResult
 from infra import storage
 from infra.errors import ForeframeError
@@ -30,6 +31,7 @@ TITLES: dict[SectionName, str] = {
     "line": "The line",
     "training": "Loss curves",
     "predictions": "Predicted futures",
+    "video": "Video model",
     "encoder": "Encoder evaluation",
     "policy": "Policy evaluation",
     "gate": "Promotion gate",
@@ -41,6 +43,7 @@ TITLES: dict[SectionName, str] = {
 }
 ENCODER_LABEL = "pre-trained encoder"
 POLICY_LABEL = "policy"
+VIDEO_LABEL = "video model"
 STAGE_PICTURE_SIDE = 320
 
 
@@ -83,6 +86,16 @@ class ResultView:
 
 
 @dataclass(frozen=True)
+class VideoView:
+    """A video model: its evaluation, the wrong-sentence arms in a table of their own, the previews of its training."""
+
+    result: ResultView | None
+    previews: Gallery
+    text_use: tuple[TextUse, ...] = ()
+    text_sentence: str = ""
+
+
+@dataclass(frozen=True)
 class StageView:
     """A stage of the line with its share of the total time."""
 
@@ -114,6 +127,7 @@ def build_sections(inputs: ReportInputs, box: AssetBox, *, thumbnails: Mapping[s
         "configs": lambda: _configs(inputs),
         "versions": lambda: _versions(inputs),
         "reproduce": lambda: _plain("reproduce", inputs.commands, "No command was given."),
+        "video": lambda: _video(inputs, box),
         "encoder": lambda: _encoder(inputs, box, built),
         "policy": lambda: _policy(inputs, box, built),
         "summary": lambda: _summary(inputs, built),
@@ -243,6 +257,20 @@ def _policy(inputs: ReportInputs, box: AssetBox, built: _Built) -> Section:
         result, comparison, gallery(folder, result.artefacts, box, arms=result.arms), headline=_success_sentence(result)
     )
     return Section("policy", view=built.policy, problems=comparison.notes)
+
+
+def _video(inputs: ReportInputs, box: AssetBox) -> Section:
+    shown = previews(inputs.at(inputs.preview_folder), box) if inputs.preview_folder else Gallery()
+    if not inputs.video_result:
+        has_pictures = bool(shown.pictures or shown.clips)
+        view = VideoView(None, shown) if has_pictures else None
+        return Section("video", view=view, problems=("No evaluation of a video model was given.",))
+    result, folder = read_result(inputs.at(inputs.video_result))
+    comparison = compare(without_wrong_texts(result), model_label=VIDEO_LABEL)
+    rows = text_use(result)
+    pictures = gallery(folder, result.artefacts, box, arms=result.arms)
+    view = VideoView(ResultView(result, comparison, pictures), shown, rows, text_sentence(rows, result.primary_metric))
+    return Section("video", view=view, problems=comparison.notes)
 
 
 def _success_sentence(result: EvaluationResult) -> str:

@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from evaluation.report import DatasetInput, Prediction, ReportInputs, TrainingRun, render, write
-from evaluation.report.inputs import ALL_SECTIONS
+from evaluation.report.inputs import LINE_SECTIONS
 from evaluation.report.run import build, save_inputs
 from infra.digests import pretty_json
 from infra.errors import InputError
@@ -53,7 +53,7 @@ def full(tmp_path_factory) -> ReportInputs:
 
 def test_every_section_has_its_content(full):
     page = Page(render(full))
-    for name in ALL_SECTIONS:
+    for name in LINE_SECTIONS:
         assert f'<section id="{name}">' in render(full)
     for words in (
         "The policy succeeds in 18 of 20 rollouts over 2 tasks: 90.0 %",
@@ -233,7 +233,7 @@ def test_an_encoder_result_alone_gets_the_encoder_page(tmp_path):
 
 
 def test_wrong_kind_and_unfinished_run_are_refused_with_the_remedy(tmp_path):
-    with pytest.raises(InputError, match="demo, dataset, result"):
+    with pytest.raises(InputError, match="demo, video, dataset, result"):
         build("everything", str(tmp_path))
     with pytest.raises(InputError, match=r"report\.json"):
         build("demo", str(tmp_path))
