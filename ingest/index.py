@@ -39,7 +39,7 @@ VERSION = 1
 HEADER = struct.Struct("<8sIIIIQII32s")
 # No dot in a key: WebDataset readers cut the name at its first dot. No slash: nothing ever leaves its folder.
 KEY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
-SUFFIX_PATTERN = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_-]*\.)*(?:json|jpg|mp4|txt|npz)", re.ASCII)
+SUFFIX_PATTERN = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_-]*\.)*(?:json|jpg|mp4|txt|npz|npy)", re.ASCII)
 TAR_BLOCK = 512
 REMEDY = "Build the shard again from its plan."
 
@@ -169,7 +169,7 @@ class ShardIndex:
             raise self._wrong("a suffix is listed twice")
         for suffix in self.suffixes:
             if not SUFFIX_PATTERN.fullmatch(suffix):
-                raise self._wrong(f"suffix {suffix!r} is not allowed (json, jpg, mp4, txt, npz)")
+                raise self._wrong(f"suffix {suffix!r} is not allowed (json, jpg, mp4, txt, npz, npy)")
         if not self.num_members:
             return
         if int(self.suffix_ids.max()) >= self._num_suffixes:

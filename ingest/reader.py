@@ -61,7 +61,7 @@ class ShardDataset:
         self._cache = cache
         sizes = [receipt.num_samples for receipt in self.manifest.receipts]
         self._ends = np.cumsum(np.asarray(sizes, np.int64))
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._records: OrderedDict[int, SampleRecord] = OrderedDict()
         self._samples = np.arange(sum(sizes), dtype=np.int64)
         if split is not None:
@@ -180,12 +180,12 @@ class ShardDataset:
             raise InputError(f"sample {record.key} has no camera {name!r}, only {sorted(record.cameras)}.")
         return name, record.cameras[name]
 
-    def _locate(self, number: int) -> tuple[_OpenShard, int]:
+    def _locate(self, number: int) -> tuple[OpenShard, int]:
         """(open shard, sample in it) of a sample of the whole data set."""
         position = int(np.searchsorted(self._ends, number, side="right"))
         shard = self._open.get(position)
         if shard is None:
-            shard = self._open_shard(self.manifest.receipts[position])
+            shard = open_shard(self.url, self.manifest.receipts[position], cache=self._cache)
             self._open[position] = shard
             while len(self._open) > MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)
@@ -193,18 +193,9 @@ class ShardDataset:
             self._open.move_to_end(position)
         return shard, number - int(self._ends[position]) + self.manifest.receipts[position].num_samples
 
-    def _open_shard(self, receipt: Receipt) -> _OpenShard:
-        stem = join(self.url, shard_name(receipt.shard))
-        if not is_remote(self.url):
-            return _OpenShard(Path(f"{stem}.idx"), _open_local(Path(f"{stem}.tar")), receipt)
-        cache = self._cache or default_cache()
-        index = cache.fetch(f"{stem}.idx", sha256=receipt.idx_sha256)
-        tar = cache.open(f"{stem}.tar", sha256=receipt.tar_sha256, size_bytes=receipt.tar_bytes)
-        return _OpenShard(index, tar, receipt)
 
-
-class _OpenShard:
-    """One shard with its index mapped and its tar open for `pread`."""
+class OpenShard:
+    """One shard with its index mapped and its tar open for `pread`; `open_shard` makes them."""
 
     def __init__(self, index: Path, descriptor: int, receipt: Receipt) -> None:
         self._descriptor = descriptor
@@ -260,9 +251,12 @@ class _OpenShard:
             raise DataError(f"{self.describe(sample)} has no member {suffix!r}.")
         return self.pread(row)
 
-    def pread(self, row: int) -> bytes:
-        """The content of one member row."""
-        length, offset = int(self.index.lengths[row]), int(self.index.offsets[row])
+    def pread(self, row: int, *, start: int = 0, num_bytes: int | None = None) -> bytes:
+        """The content of one member row, or `num_bytes` of it from byte `start`; never beyond its end."""
+        length = int(self.index.lengths[row]) - start if num_bytes is None else num_bytes
+        if start < 0 or length < 0 or start + length > int(self.index.lengths[row]):
+            raise DataError(f"{self.name}.tar: bytes {start} to {start + length} lie outside member {row}.")
+        offset = int(self.index.offsets[row]) + start
         data = os.pread(self._descriptor, length, offset)
         if len(data) != length:
             raise DataError(f"{self.name}.tar gave {len(data)} of {length} bytes at {offset}.")
@@ -271,6 +265,24 @@ class _OpenShard:
     def describe(self, sample: int) -> str:
         """For messages: `shard-00000/KEY`."""
         return f"{self.name}/{self.index.keys[sample]}"
+
+
+def open_shard(url: str, receipt: Receipt, *, cache: ShardCache | None = None) -> OpenShard:
+    """Open a committed shard below `url`; a remote one comes whole through `cache` (default: the node's own).
+
+    Raises `DataError` unless index and tar are the files the receipt names.
+    """
+    index, place = index_of(url, receipt, cache=cache), join(url, f"{shard_name(receipt.shard)}.tar")
+    if not is_remote(url):
+        return OpenShard(index, _open_local(Path(place)), receipt)
+    tar = (cache or default_cache()).open(place, sha256=receipt.tar_sha256, size_bytes=receipt.tar_bytes)
+    return OpenShard(index, tar, receipt)
+
+
+def index_of(url: str, receipt: Receipt, *, cache: ShardCache | None = None) -> Path:
+    """Local path of a shard's index, without its tar."""
+    place = join(url, f"{shard_name(receipt.shard)}.idx")
+    return (cache or default_cache()).fetch(place, sha256=receipt.idx_sha256) if is_remote(url) else Path(place)
 
 
 def load_manifest(url: str) -> tuple[Manifest, str]:

@@ -108,7 +108,7 @@ class ShardWriter:
         seen: set[str] = set()
         for suffix, data, _ in members:
             if not SUFFIX_PATTERN.fullmatch(suffix) or suffix in seen:
-                raise DataError(f"member {key}.{suffix} is repeated or not one of json, jpg, mp4, txt, npz.")
+                raise DataError(f"member {key}.{suffix} is repeated or not one of json, jpg, mp4, txt, npz, npy.")
             seen.add(suffix)
             if len(key) + 1 + len(suffix) > NAME_BYTES or len(data) > MAX_MEMBER_BYTES:
                 raise DataError(
