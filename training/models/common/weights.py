@@ -34,8 +34,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Copy weights by name; `InputError` names what is missing, unknown or of another shape."""
+def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], *, assign: bool = False) -> None:
+    """Copy weights by name; `InputError` names what is missing, unknown or of another shape.
+
+    `assign` takes the tensors themselves, for a model built on the meta device.
+    """
     own = model.state_dict()
     problems = [f"{name} is missing" for name in own if name not in weights]
     problems += [f"{name} is unknown" for name in weights if name not in own]
@@ -47,4 +50,4 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     if problems:
         listed = "; ".join(problems[:3])
         raise InputError(f"{len(problems)} weights do not fit: {listed}.", remedy="Check the sizes in the config.")
-    model.load_state_dict(dict(weights))
+    model.load_state_dict(dict(weights), assign=assign)
