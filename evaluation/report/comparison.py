@@ -211,6 +211,8 @@ def _differences(result: EvaluationResult, arms: list[_Arm]) -> tuple[list[Diffe
         difference = difference_from(result, arm.items, label=arm.label)
         if difference:
             found.append(difference)
+        elif not any(result.primary_metric in item.metrics for item in arm.items):
+            notes.append(f"{arm.label} has no {metric_title(result.primary_metric)}, hence no paired difference.")
         else:
             notes.append(f"{arm.label}: no item in common with the model, hence no paired difference.")
     return found, notes

@@ -109,6 +109,7 @@ class ReportInputs(Config):
     encoder_result: str = ""
     policy_result: str = ""
     video_result: str = ""
+    reconstruction: str = Field(default="", description="picture of what a fitted autoencoder makes of true frames")
     preview_folder: str = Field(default="", description="where a video model's training left its previews")
     datasets: tuple[DatasetInput, ...] = ()
     decisions: tuple[GateDecision, ...] = ()

@@ -91,6 +91,7 @@ class VideoView:
 
     result: ResultView | None
     previews: Gallery
+    reconstruction: Asset | None = None
     text_use: tuple[TextUse, ...] = ()
     text_sentence: str = ""
 
@@ -261,15 +262,16 @@ def _policy(inputs: ReportInputs, box: AssetBox, built: _Built) -> Section:
 
 def _video(inputs: ReportInputs, box: AssetBox) -> Section:
     shown = previews(inputs.at(inputs.preview_folder), box) if inputs.preview_folder else Gallery()
+    rebuilt = box.fetch(inputs.at(inputs.reconstruction)) if inputs.reconstruction else None
     if not inputs.video_result:
         has_pictures = bool(shown.pictures or shown.clips)
-        view = VideoView(None, shown) if has_pictures else None
+        view = VideoView(None, shown, rebuilt) if has_pictures else None
         return Section("video", view=view, problems=("No evaluation of a video model was given.",))
     result, folder = read_result(inputs.at(inputs.video_result))
     comparison = compare(without_wrong_texts(result), model_label=VIDEO_LABEL)
     rows = text_use(result)
-    pictures = gallery(folder, result.artefacts, box, arms=result.arms)
-    view = VideoView(ResultView(result, comparison, pictures), shown, rows, text_sentence(rows, result.primary_metric))
+    own = ResultView(result, comparison, gallery(folder, result.artefacts, box, arms=result.arms))
+    view = VideoView(own, shown, rebuilt, rows, text_sentence(rows, result.primary_metric))
     return Section("video", view=view, problems=comparison.notes)
 
 

@@ -12,14 +12,16 @@ from evaluation.result import EvaluationResult
 from infra import storage
 
 WRONG_TEXT = "text:"  # arms that were told another sentence: "text:open the drawer"
+NEXT_TEXT, NEXT = "text:next", "the next sentence of the alphabet"
 PREVIEW_SUFFIXES = (".png", ".mp4")
 
 
 @dataclass(frozen=True)
 class TextUse:
-    """Clips of one label told a sentence of another: what the right sentence gains on equal clips and equal noise."""
+    """Clips of one label told another sentence: what their own gains on equal clips and equal noise."""
 
     label: str
+    own: str  # their own sentence, empty when they have several
     sentence: str
     difference: Difference
 
@@ -45,7 +47,9 @@ def text_use(result: EvaluationResult) -> tuple[TextUse, ...]:
             chosen = [item for item in items if item.stratum == label]
             difference = difference_from(result, chosen, label=name)
             if difference is not None:
-                rows.append(TextUse(label, name.removeprefix(WRONG_TEXT), difference))
+                own = {str(item.details.get("text", "")) for item in chosen}
+                told = NEXT if name == NEXT_TEXT else name.removeprefix(WRONG_TEXT)
+                rows.append(TextUse(label, own.pop() if len(own) == 1 else "", told, difference))
     return tuple(sorted(rows, key=lambda row: row.label))
 
 
