@@ -22,7 +22,7 @@ def random_autoencoder(config: VAEConfig) -> Any:
     from diffusers import AutoencoderKLTemporalDecoder
 
     levels = len(config.block_out_channels)
-    return AutoencoderKLTemporalDecoder(
+    vae = AutoencoderKLTemporalDecoder(
         down_block_types=("DownEncoderBlock2D",) * levels,
         block_out_channels=config.block_out_channels,
         layers_per_block=config.layers_per_block,
@@ -30,6 +30,12 @@ def random_autoencoder(config: VAEConfig) -> Any:
         sample_size=config.sample_size,
         scaling_factor=config.scaling_factor,
     )
+    return on_one_device(vae)
+
+
+def on_one_device(module: nn.Module) -> nn.Module:
+    """The module, wholly on the meta device if part of it is: diffusers builds its mixing factors on the CPU always."""
+    return module.to("meta") if any(weight.is_meta for weight in module.parameters()) else module
 
 
 def autoencoder_digest(vae: nn.Module) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import nn
 
-from training.models.tvp.autoencoder import ENCODE_CHUNK, decode_clips, encode_frames, random_autoencoder
+from training.models.tvp.autoencoder import ENCODE_CHUNK, decode_clips, encode_frames, on_one_device, random_autoencoder
 from training.models.tvp.config import TVPConfig, UNetConfig, VAEConfig
 from training.models.tvp.features import FeatureTap, Interpolation
 from training.models.tvp.sampler import euler_sample
@@ -291,7 +291,7 @@ def random_unet(config: UNetConfig, latent_channels: int = 4, num_frames: int = 
     from diffusers import UNetSpatioTemporalConditionModel
 
     attending = len(config.block_out_channels) - 1
-    return UNetSpatioTemporalConditionModel(
+    unet = UNetSpatioTemporalConditionModel(
         sample_size=config.sample_size,
         in_channels=2 * latent_channels,
         out_channels=latent_channels,
@@ -305,6 +305,7 @@ def random_unet(config: UNetConfig, latent_channels: int = 4, num_frames: int = 
         num_attention_heads=config.num_attention_heads,
         num_frames=num_frames,
     )
+    return on_one_device(unet)
 
 
 def _per_clip(values_B: torch.Tensor) -> torch.Tensor:
