@@ -7,6 +7,7 @@ T frames of a clip, H height, W width.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -93,32 +94,36 @@ class ClipWindows:
     """One flat list of clips over all chosen samples of a source, in data set order, windows of one sample together.
 
     Opening reads each sample's record once. `dataset` may be shared by several sources; by default it is opened here.
+    Samples whose key is in `without` are left out, and those the rule leaves out as well; `samples` are the others.
     `InputError` when labels or split leave nothing, `DataError` for an episode the rule refuses or a missing camera.
     """
 
-    def __init__(self, source: ClipSource, dataset: ShardDataset | None = None) -> None:
+    def __init__(
+        self, source: ClipSource, dataset: ShardDataset | None = None, *, without: Collection[str] = ()
+    ) -> None:
         self.source = source
         self.dataset = dataset or ShardDataset(source.url, split=source.split)
         self._labels: dict[int, str] = {}
         self._cameras: dict[int, str] = {}
-        samples, lengths = self._choose()
-        counts = [num_windows(source.rule, length) for length in lengths]
-        self._samples = np.asarray(samples, np.int64)
-        self._lengths = np.asarray(lengths, np.int64)
-        self._ends = np.cumsum(np.asarray(counts, np.int64))
-        if not len(self):
+        samples, lengths = self._choose(without)
+        counts = np.asarray([num_windows(source.rule, length) for length in lengths], np.int64)
+        if not counts.any():
             raise InputError(
                 f"source {source.name!r}: its frame rule leaves none of {len(samples)} episodes of {source.url}.",
                 remedy="Change max_source_frames, num_frames or short.",
             )
+        kept = counts > 0
+        self.samples = np.asarray(samples, np.int64)[kept]
+        self._lengths = np.asarray(lengths, np.int64)[kept]
+        self._ends = np.cumsum(counts[kept])
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return int(self._ends[-1])
 
     def locate(self, clip: int) -> tuple[int, int]:
         """(sample of the data set, window in it) of a clip."""
         position, window = self._find(clip)
-        return int(self._samples[position]), window
+        return int(self.samples[position]), window
 
     def key(self, clip: int) -> str:
         """A stable name of the clip within its data set: `SAMPLEKEY/00003`."""
@@ -148,7 +153,7 @@ class ClipWindows:
         indices = window_frames(self.source.rule, length, window)
         if camera is None or camera in self.source.cameras or camera == self.camera(clip):
             return indices
-        last = self._num_frames(int(self._samples[position]), camera) - 1
+        last = self._num_frames(int(self.samples[position]), camera) - 1
         return tuple(min(index, last) for index in indices)
 
     def frames(self, clip: int, camera: str | None = None) -> Frames:
@@ -178,14 +183,14 @@ class ClipWindows:
                 found[name] = values[at_source_rate[stored]]
         return found
 
-    def _choose(self) -> tuple[list[int], list[int]]:
+    def _choose(self, without: Collection[str]) -> tuple[list[int], list[int]]:
         """Samples with a chosen label and the number of frames that all their cameras have."""
         samples, lengths = [], []
         present: Counter[str] = Counter()
         for index in range(len(self.dataset)):
             record = self.dataset.record(index)
             present[record.label] += 1
-            if self.source.labels and record.label not in self.source.labels:
+            if record.key in without or (self.source.labels and record.label not in self.source.labels):
                 continue
             samples.append(index)
             lengths.append(self._check(index, record))

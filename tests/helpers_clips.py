@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from infra.digests import pretty_json
-from ingest.schema import CameraRecord, Layout, SampleRecord, frame_suffix, video_suffix
-from ingest.shard import Member
+from ingest.reader import ShardDataset
+from ingest.schema import CameraRecord, Failure, Layout, Receipt, SampleRecord, frame_suffix, video_suffix
+from ingest.shard import Member, ShardWriter
 from tests.helpers_data import jpeg, key_of, mp4, npz, source_of, write_dataset
+from training.cache import CacheManifest
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,76 @@ class Take:
 def level(frame: int, camera: int = 0) -> int:
     """The grey of a picture: 2 levels a frame, 100 a camera."""
     return 2 * frame + 100 * camera + 4
+
+
+def make_cache(
+    folder: Path,
+    data: str,
+    *,
+    failed: Sequence[str] = (),
+    cameras: Sequence[str] = (),
+    dtype: str = "float32",
+    **changes: object,
+) -> str:
+    """A latent cache of a data set of takes: mean and deviation say frame and camera, text states the sample."""
+    folder.mkdir(parents=True)
+    stored = ShardDataset(data)
+    with ShardWriter(folder / "shard-00000.tar") as writer:
+        for index in range(len(stored)):
+            record = stored.record(index)
+            if record.key in failed:
+                continue
+            members = []
+            for position, (name, camera) in enumerate(sorted(record.cameras.items())):
+                if cameras and name not in cameras:
+                    continue
+                moments = np.zeros((camera.num_frames, 2, 4, 2, 2), dtype)
+                moments[:, 0] = np.arange(camera.num_frames).reshape(-1, 1, 1, 1) + 100 * position
+                moments[:, 1] = 0.5
+                members.append(Member(f"{name}.moments.npy", npy(moments)))
+            sample = {"key": record.key, "source_id": record.source_id, "text": record.text}
+            sample["cameras"] = {name: camera.num_frames for name, camera in record.cameras.items()}
+            text = npy(np.full((3, 6), index, np.float32))
+            writer.add(record.key, [Member("json", pretty_json(sample)), *members, Member("text.npy", text)])
+    summary = writer.close()
+    failures = tuple(
+        Failure(key=key, source_id=key, path="", sha256="", stage="read", reason="short_decode", message="too short")
+        for key in failed
+    )
+    receipt = Receipt(
+        shard=0,
+        plan_id="0" * 64,
+        tar_sha256=summary.tar_sha256,
+        idx_sha256=summary.idx_sha256,
+        tar_bytes=summary.tar_bytes,
+        num_samples=summary.num_samples,
+        num_frames=0,
+        num_members=summary.num_members,
+        failures=failures,
+    )
+    facts = {
+        "data_version": stored.version,
+        "vae_digest": "a" * 64,
+        "text_digest": "b" * 64,
+        "text": {},
+        "text_shape": (3, 6),
+        "image_size": 16,
+        "latent_shape": (4, 2, 2),
+        "scaling_factor": 0.5,
+        "dtype": dtype,
+        "receipts": [receipt.to_json()],
+        "num_samples": summary.num_samples,
+        "num_failures": len(failed),
+        **changes,
+    }
+    (folder / "manifest.json").write_bytes(pretty_json(CacheManifest.parse(facts).to_json()))
+    return str(folder)
+
+
+def npy(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def make_takes(

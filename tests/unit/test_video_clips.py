@@ -16,7 +16,8 @@ from ingest import job
 from ingest.reader import ShardDataset
 from ingest.recipe import IngestConfig, Recipe
 from ingest.windows import ClipSource, WindowRule
-from tests.helpers_clips import Take, level, make_takes
+from tests.helpers_clips import Take, level, make_cache, make_takes
+from tests.helpers_data import edit_manifest
 from training.data.video_clips import ClipBatch, VideoClipDataset, VideoDataConfig, resize_clip, to_model_range
 from training.loop import Group
 from training.recipes.mixtures import (
@@ -236,6 +237,92 @@ def test_errors_of_a_source_come_through_in_one_line(config):
         opened(cameras={"1": 1.0})
     with pytest.raises(DataError, match=r"take/00000 .* has 6 frames, a clip has 7"):
         opened(rule=WindowRule(num_frames=7))
+
+
+def cached(config: VideoDataConfig, *caches: str, **changes) -> VideoDataConfig:
+    sources = tuple(
+        source.model_copy(update={"latents": cache, **changes})
+        for source, cache in zip(config.sources, caches, strict=True)
+    )
+    return config.model_copy(update={"sources": sources})
+
+
+@pytest.fixture(scope="module")
+def caches(urls, tmp_path_factory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("caches")
+    return make_cache(folder / "a", urls[0]), make_cache(folder / "b", urls[1], dtype="float16")
+
+
+def test_cached_clips_are_those_of_the_pixels(dataset, config, caches):
+    latents = VideoClipDataset(cached(config, *caches))
+    for pixel_steps, latent_steps in zip(run(dataset), run(latents, world_size=2, num_workers=1), strict=True):
+        pixels, halves = pixel_steps[0], latent_steps
+        assert pixels.visits == tuple(visit for half in halves for visit in half.visits)
+        assert pixels.texts == tuple(text for half in halves for text in half.texts)
+        assert all(half.pixels is None for half in halves)
+        moments = torch.cat([half.moments for half in halves])
+        assert moments.shape == (GLOBAL_BATCH, 4, 2, 4, 2, 2) and moments.dtype == torch.float32
+        for row, visit in enumerate(pixels.visits):
+            windows = latents.windows[visit.source]
+            offset = 100 if visit.camera == "1" else 0
+            expected = [frame + offset for frame in windows.frame_indices(visit.clip)]
+            assert moments[row, :, 0, 3, 1, 1].tolist() == expected
+            assert torch.equal(moments[row, :, 1], torch.full((4, 4, 2, 2), 0.5))
+        states = torch.cat([half.text_states for half in halves])
+        assert states.shape == (GLOBAL_BATCH, 3, 6)
+        samples = [latents.windows[visit.source].locate(visit.clip)[0] for visit in pixels.visits]
+        assert states[:, 2, 5].tolist() == samples
+
+
+def test_a_cache_belongs_to_what_the_model_is_made_from(dataset, config, caches):
+    latents = VideoClipDataset(cached(config, *caches))
+    assert latents.inputs == (*dataset.inputs, *(cache.version for cache in latents.caches))
+    assert latents.data_digest != dataset.data_digest
+    part = latents.__getitems__([(0, 0, 1), (1, 0, 1)]).part(1, 2)
+    assert part.moments.shape[0] == part.text_states.shape[0] == len(part) == 1 and part.pixels is None
+
+
+def test_episodes_that_a_cache_records_as_failed_are_left_out(config, urls, caches, tmp_path):
+    partial = make_cache(tmp_path / "c", urls[1], failed=["clip-00001", "clip-00003"])
+    windows = VideoClipDataset(cached(config, caches[0], partial)).windows[1]
+    assert windows.samples.tolist() == [0, 2]
+    assert [windows.key(clip) for clip in (0, 3)] == ["clip-00000/00000", "clip-00002/00000"]
+    assert len(windows) == 3 + 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data_version": "c" * 64}, "is of data set cccc"),
+        ({"vae_digest": "c" * 64}, "is of VAE cccc.*, asked for is aaaa"),
+        ({"text_digest": "c" * 64}, "is of text encoder cccc.*, asked for is bbbb"),
+        ({"image_size": 32}, "is of image size 32, asked for is 16"),
+    ],
+)
+def test_a_cache_of_something_else_is_one_line(config, caches, tmp_path, changes, words):
+    wrong = make_cache(tmp_path / "c", config.sources[1].url, **changes)
+    with pytest.raises(InputError, match=words) as caught:
+        VideoClipDataset(cached(config, caches[0], wrong))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_camera_that_was_not_cached_is_missed_at_once(config, urls, caches, tmp_path):
+    narrow = make_cache(tmp_path / "c", urls[0], cameras=["0"])
+    with pytest.raises(InputError, match=r"has no camera '1', only \['0'\]"):
+        VideoClipDataset(cached(config, narrow, caches[1]))
+
+
+def test_all_sources_are_cached_or_none(config, caches):
+    with pytest.raises(ConfigError, match="latent cache, but not wide"):
+        VideoClipDataset(cached(config, caches[0], ""))
+
+
+def test_a_cache_without_a_record_of_what_it_lacks_is_refused(config, urls, caches, tmp_path):
+    folder = tmp_path / "c"
+    make_cache(folder, urls[1], failed=["clip-00002"])
+    edit_manifest(folder, lambda manifest: manifest["receipts"][0].update(failures=[]))
+    with pytest.raises(DataError, match="lacks 1 of 4 episodes of source 'wide', the first is clip-00002"):
+        VideoClipDataset(cached(config, caches[0], str(folder)))
 
 
 CALVIN_URLS = {name: f"data/{name}" for name in ("calvin", "rt1", "bridge", "sthv2")}

@@ -1,1 +1,1 @@
-"""Views on the reader: frame pairs for pre-training, action windows for policies, and the loader that orders them."""
+"""Views on the reader: frame pairs, video clips and action windows, and the loader that orders them."""

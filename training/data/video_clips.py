@@ -5,6 +5,7 @@ Shape letters: B clips, T frames, S image side, h and w latent height and width,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -18,12 +19,16 @@ from torch.utils.data import Dataset, get_worker_info
 
 from infra.config import Config
 from infra.digests import sha256_json
+from infra.errors import ConfigError, DataError
 from ingest.reader import ShardDataset
 from ingest.windows import ClipSource, ClipWindows
+from training.cache import LatentCache
 from training.data.loader import step_loader
 from training.data.mixture import Mixture
 from training.data.rng import ClipRandom
 from training.loop import Group
+
+log = logging.getLogger(__name__)
 
 Visit = tuple[int, int, int]  # (source, epoch of that source, clip): with the seed, all that a sample depends on
 
@@ -98,16 +103,22 @@ class VideoClipDataset(Dataset[ClipBatch]):
     """Map-style over (source, epoch, clip) visits, as `Mixture.slice` and so the step loader give them.
 
     `windows[source]` lists a source's clips, `mixture` orders them. With `ClipSource.latents` set on all sources
-    batches come from latent caches, with it on none from pixels; on some of them is a `ConfigError`.
+    batches come from `caches`, one for each source, and with it on none from pixels; on some of them is a
+    `ConfigError`. A cache must be of its source's data set and of `image_size`, and all of one VAE and text encoder
+    (`InputError`). Episodes that a cache records as failed are left out.
     """
 
     def __init__(self, config: VideoDataConfig) -> None:
         self.config = config
+        self.caches = _open_caches(config)
         opened: dict[tuple[str, str | None], ShardDataset] = {}
-        for source in config.sources:
+        windows = []
+        for number, source in enumerate(config.sources):
             key = (source.url, source.split)
             opened[key] = opened.get(key) or ShardDataset(source.url, split=source.split)
-        self.windows = tuple(ClipWindows(source, opened[source.url, source.split]) for source in config.sources)
+            cache = self.caches[number] if self.caches else None
+            windows.append(_cached_windows(source, opened[key], cache) if cache else ClipWindows(source, opened[key]))
+        self.windows = tuple(windows)
         self.mixture = Mixture(
             [source.probability for source in config.sources],
             num_clips_per_source=[len(windows) for windows in self.windows],
@@ -115,7 +126,8 @@ class VideoClipDataset(Dataset[ClipBatch]):
             block=config.block,
         )
         self.num_clips = self.mixture.num_clips
-        self.inputs: tuple[str, ...] = tuple(dict.fromkeys(windows.dataset.version for windows in self.windows))
+        versions = [windows.dataset.version for windows in self.windows] + [cache.version for cache in self.caches]
+        self.inputs: tuple[str, ...] = tuple(dict.fromkeys(versions))
         self.data_digest = self.inputs[0] if len(self.inputs) == 1 else sha256_json(list(self.inputs))
 
     def __len__(self) -> int:
@@ -127,14 +139,21 @@ class VideoClipDataset(Dataset[ClipBatch]):
     def __getitems__(self, visits: Sequence[Visit]) -> ClipBatch:
         """The batch of these (source, epoch, clip) visits."""
         seen = tuple(self.visit(*visit) for visit in visits)
-        clips = [self._pixels(visit) for visit in seen]
-        if any(clip.is_floating_point() for clip in clips):
-            clips = [clip.float() for clip in clips]
+        pixels = moments = text_states = None
+        if self.caches:
+            moments = _stack([self._moments(visit) for visit in seen])
+            text_states = _stack([self.caches[visit.source].text_states(self._key(visit)) for visit in seen])
+        else:
+            clips = [self._pixels(visit) for visit in seen]
+            resized = any(clip.is_floating_point() for clip in clips)
+            pixels = _stack([clip.float() if resized else clip for clip in clips])
         return ClipBatch(
             visits=seen,
             texts=tuple(self.text(visit) for visit in seen),
             coefficients=torch.tensor([self.config.sources[visit.source].loss_coefficient for visit in seen]),
-            pixels=_stack(clips),
+            pixels=pixels,
+            moments=moments,
+            text_states=text_states,
         )
 
     def visit(self, source: int, epoch: int, clip: int) -> ClipVisit:
@@ -180,6 +199,14 @@ class VideoClipDataset(Dataset[ClipBatch]):
         frames = self.windows[visit.source].frames(visit.clip, visit.camera)
         return resize_clip(frames, self.config.image_size)
 
+    def _moments(self, visit: ClipVisit) -> torch.Tensor:
+        indices = self.windows[visit.source].frame_indices(visit.clip, visit.camera)
+        return self.caches[visit.source].moments(self._key(visit), visit.camera, indices)
+
+    def _key(self, visit: ClipVisit) -> str:
+        windows = self.windows[visit.source]
+        return windows.dataset.key(windows.locate(visit.clip)[0])
+
 
 def resize_clip(frames_THWC: npt.NDArray[np.uint8], size: int) -> torch.Tensor:
     """(T, H, W, 3) uint8 -> (T, 3, size, size): as it is when it has that size, else float32 0..255, never rounded.
@@ -202,3 +229,38 @@ def _stack(clips: Sequence[torch.Tensor]) -> torch.Tensor:
     if get_worker_info() is not None:
         batch.share_memory_()  # filled where the parent will read it: no copy on the way
     return torch.stack(list(clips), out=batch)
+
+
+def _open_caches(config: VideoDataConfig) -> tuple[LatentCache, ...]:
+    """The latent cache of every source, or none."""
+    urls = [source.latents for source in config.sources]
+    if not any(urls):
+        return ()
+    if not all(urls):
+        lacking = ", ".join(source.name for source in config.sources if not source.latents)
+        raise ConfigError(f"some sources have a latent cache, but not {lacking}.", remedy="Cache all of them or none.")
+    opened = {url: LatentCache(url) for url in dict.fromkeys(urls)}
+    caches = tuple(opened[url] for url in urls)
+    for cache in caches:
+        cache.require(image_size=config.image_size, vae_digest=caches[0].vae_digest, text_digest=caches[0].text_digest)
+    return caches
+
+
+def _cached_windows(source: ClipSource, dataset: ShardDataset, cache: LatentCache) -> ClipWindows:
+    """The clips of a source that its cache holds; `DataError` when an episode is missing without a recorded failure."""
+    cache.require(data_version=dataset.version)
+    failed = {failure.key for receipt in cache.manifest.receipts for failure in receipt.failures}
+    windows = ClipWindows(source, dataset, without=failed)
+    if failed:
+        log.warning("source %r: up to %d episodes are left out, their latents are missing", source.name, len(failed))
+    missing = [key for key in map(dataset.key, windows.samples.tolist()) if key not in cache]
+    if missing:
+        raise DataError(
+            f"latent cache {cache.url} lacks {len(missing)} of {len(windows.samples)} episodes of source "
+            f"{source.name!r}, the first is {missing[0]}.",
+            remedy="Was it built of another split?",
+        )
+    first = dataset.key(int(windows.samples[0]))
+    for camera in windows.source.cameras or (windows.camera(0),):
+        cache.num_frames(first, camera)  # a camera that was not cached is missed now, not hours later
+    return windows
