@@ -1,4 +1,4 @@
-"""`python -m training.main CONFIG.json`: run one training job described by a JSON file.
+"""`python -m training.main CONFIG.json`: run one training job, or fill one latent cache, described by a JSON file.
 
 The field `kind` chooses the recipe. Running it again continues an unfinished run and leaves a finished one alone.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from infra.config import Config
@@ -14,22 +15,34 @@ from infra.errors import ConfigError
 from infra.ray_runtime import prepare_environment
 from infra.step import step_main
 
+CACHE_KIND = "cache-latents"  # no training: nothing to resume but receipts
+# kind -> where its config is. Imported when it is asked for: a policy needs no video model's libraries.
+KINDS = {
+    "pretrain-rsp": ("training.recipes.rsp", "PretrainConfig"),
+    "train-policy": ("training.recipes.policy", "PolicyConfig"),
+    "fit-vae": ("training.recipes.vae", "FitVAEConfig"),
+    CACHE_KIND: ("training.cache", "CacheConfig"),
+    "finetune-tvp": ("training.recipes.tvp", "FinetuneConfig"),
+}
+
 
 def parse_config(value: dict[str, Any]) -> Any:
     """The config object of a plain JSON value; `ConfigError` for an unknown kind or key."""
-    from training.recipes.policy import PolicyConfig
-    from training.recipes.rsp import PretrainConfig
-
-    kinds: dict[str, type[Config]] = {"pretrain-rsp": PretrainConfig, "train-policy": PolicyConfig}
     kind = str(value.get("kind"))
-    if kind not in kinds:
-        raise ConfigError(f"unknown kind {kind!r}.", remedy=f"Use one of {', '.join(sorted(kinds))}.")
-    return kinds[kind].parse(value)
+    if kind not in KINDS:
+        raise ConfigError(f"unknown kind {kind!r}.", remedy=f"Use one of {', '.join(sorted(KINDS))}.")
+    module, name = KINDS[kind]
+    config: type[Config] = vars(import_module(module))[name]
+    return config.parse(value)
 
 
 def run(config: Any) -> dict[str, Any]:
-    """Train and export; returns the summary that is also written to `summary.json`."""
+    """Train and export, or fill a latent cache; returns the summary, for training also in `summary.json`."""
     prepare_environment()
+    if config.kind == CACHE_KIND:
+        from training import cache_build
+
+        return cache_build.run(config)
     from training.launch import launch
 
     return launch(config)
@@ -41,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(config: Any) -> dict[str, Any]:
+    if config.kind == CACHE_KIND:
+        from training import cache_build
+
+        return cache_build.plan(config)
     from training.plan import dry_run
 
     return dry_run(config)

@@ -49,7 +49,10 @@ class ExportableTask(Task, Protocol):
     inputs: tuple[str, ...]  # digests of everything the model is made from
 
     def export(self, folder: str, model: nn.Module, *, summary: dict[str, Any]) -> str:
-        """Write the export folder, its record last; returns the export's digest."""
+        """Write the export folder, its record last; returns the export's digest.
+
+        What the task measures on the finished model it adds to `summary`, which becomes the run's `summary.json`.
+        """
         ...
 
 
@@ -71,6 +74,13 @@ class RunConfig(Config):
     @abstractmethod
     def build_task(self) -> ExportableTask:
         """The data, model and loss this config describes."""
+
+    def extra_callbacks(self, task: Task, group: Group) -> list[Callback]:
+        """What this recipe adds around its steps; called on every rank, with the task it built.
+
+        They come before the project's own, so what they add to a step's metrics is written down and tracked.
+        """
+        return []
 
     @property
     def name(self) -> str:
@@ -136,6 +146,9 @@ def train(config: RunConfig, task: Task, group: Group, publish: Publish) -> dict
     apply_compute(config.compute, matmul=state.matmul)
     if not resumed_from:
         task.prepare(state.model)
+        if state.average is not None:
+            # What was prepared may be weights: the average starts from them.
+            state.average = WeightAverage(state.model, state.average.decay)
     first_step = state.step
     run_loop(
         task,
@@ -171,12 +184,13 @@ def _batches(config: RunConfig, task: Task, group: Group, steps: range) -> Itera
 def _callbacks(config: RunConfig, task: Task, group: Group, publish: Publish) -> list[Callback]:
     """Every rank saves together; the first one also keeps the records."""
     output = absolute(config.output)
+    extra = config.extra_callbacks(task, group)
     saving: list[Callback] = [
         OffendingBatch(join(output, "failed"), rank=group.rank, to_tensors=task.batch_tensors),
         Checkpointing(publish, every_steps=config.checkpoint.every_steps, rank=group.rank),
     ]
     if group.rank:
-        return saving
+        return extra + saving
     records: list[Callback] = [
         MetricsFile(
             join(output, METRICS_NAME),
@@ -186,4 +200,4 @@ def _callbacks(config: RunConfig, task: Task, group: Group, publish: Publish) ->
         Progress(),
         Tracking(config.tracking, every_steps=config.log_every_steps),
     ]
-    return records + saving
+    return extra + records + saving
