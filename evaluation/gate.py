@@ -23,6 +23,7 @@ from infra.errors import InputError
 FUTURE_LOSS = "loss_future"
 FIRST, LAST = "first/", "last/"
 POLICY_FLOORS = ("random-actions", "mean-demonstration", "proprioception", "other-episode")
+VIDEO_FLOORS = ("copy-first-frame",)
 
 
 class Guard(Config):
@@ -34,7 +35,7 @@ class Guard(Config):
 
 
 class GateRule(Config):
-    """What a candidate must show. The defaults ask only to beat the champion; see `policy_rule`, `encoder_rule`."""
+    """What a candidate must show. The defaults ask only to beat the champion; see the rules of each model below."""
 
     confidence: float = Field(default=0.95, gt=0, lt=1)  # of the two-sided intervals
     margin: float = Field(default=0.0, ge=0)  # the interval of candidate minus champion must lie above this
@@ -83,6 +84,15 @@ def encoder_rule() -> GateRule:
     """Floors of an encoder: finite metrics and a future loss of at most 0.75 of its start; arms are only reported."""
     guards = tuple(Guard(metric=metric, max_regression=0.02) for metric in ("J", "F"))
     return GateRule(training_loss=FUTURE_LOSS, guards=guards)
+
+
+def video_rule() -> GateRule:
+    """Floor of a video model: a lower loss than copying the first frame; PSNR must not fall by more than 0.5 dB.
+
+    The loss lives in the latents of the model's own autoencoder, so two models with different ones compare only with
+    that guard in pixels beside it.
+    """
+    return GateRule(floor_arms=VIDEO_FLOORS, guards=(Guard(metric="psnr", max_regression=0.5),))
 
 
 def training_summary(rows: Sequence[Mapping[str, Any]], *, last_share: float = 0.1) -> dict[str, float]:

@@ -28,7 +28,7 @@ class Suite:
 
     name: str
     version: str
-    rates: Literal["encoder", "policy"]
+    rates: Literal["encoder", "policy", "video"]
     primary_metric: str
     item: str
     arms: tuple[str, ...]
@@ -54,7 +54,15 @@ ROLLOUTS = Suite(
     item="one episode of a task and seed",
     arms=("random-actions", "mean-demonstration", "proprioception", "other-episode", "oracle"),
 )
-SUITES = {suite.name: suite for suite in (LABEL_PROPAGATION, ROLLOUTS)}
+VIDEO_PREDICTION = Suite(
+    name="video-prediction",
+    version="1",
+    rates="video",
+    primary_metric="validation_loss",
+    item="a held-out clip",
+    arms=("copy-first-frame", "autoencoder", "true-frames", "text:SENTENCE"),
+)
+SUITES = {suite.name: suite for suite in (LABEL_PROPAGATION, ROLLOUTS, VIDEO_PREDICTION)}
 
 
 def find_suite(name: str) -> Suite:
