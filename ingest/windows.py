@@ -146,6 +146,10 @@ class ClipWindows:
         """The camera seen when none is asked for: the source's first one, else the sample's "main" or first one."""
         return self._cameras[self.locate(clip)[0]]
 
+    def cameras_of(self, sample: int) -> tuple[str, ...]:
+        """The cameras from which clips of a chosen sample may be seen."""
+        return tuple(self.source.cameras) or (self._cameras[sample],)
+
     def frame_indices(self, clip: int, camera: str | None = None) -> tuple[int, ...]:
         """T indices into the stored frames. The source's cameras share them; another one may end earlier."""
         position, window = self._find(clip)

@@ -45,7 +45,10 @@ def make_cache(
     dtype: str = "float32",
     **changes: object,
 ) -> str:
-    """A latent cache of a data set of takes: mean and deviation say frame and camera, text states the sample."""
+    """A latent cache of a data set of takes: the mean says frame and camera, text states say which sample.
+
+    `failed` samples are missing and recorded as failed; with `cameras` only these are stored.
+    """
     folder.mkdir(parents=True)
     stored = ShardDataset(data)
     with ShardWriter(folder / "shard-00000.tar") as writer:
@@ -62,7 +65,11 @@ def make_cache(
                 moments[:, 1] = 0.5
                 members.append(Member(f"{name}.moments.npy", npy(moments)))
             sample = {"key": record.key, "source_id": record.source_id, "text": record.text}
-            sample["cameras"] = {name: camera.num_frames for name, camera in record.cameras.items()}
+            sample["cameras"] = {
+                name: camera.num_frames
+                for name, camera in record.cameras.items()
+                if name in (cameras or record.cameras)
+            }
             text = npy(np.full((3, 6), index, np.float32))
             writer.add(record.key, [Member("json", pretty_json(sample)), *members, Member("text.npy", text)])
     summary = writer.close()

@@ -290,6 +290,20 @@ def test_episodes_that_a_cache_records_as_failed_are_left_out(config, urls, cach
     assert len(windows) == 3 + 4
 
 
+def test_a_failure_of_a_camera_that_is_not_seen_leaves_nothing_out(config, urls, caches, tmp_path):
+    folder = tmp_path / "c"
+    make_cache(folder, urls[0], cameras=["0"])
+    failure = {"key": "clip-00001", "source_id": "", "path": "", "sha256": "", "stage": "read", "message": ""}
+    edit_manifest(
+        folder, lambda manifest: manifest["receipts"][0].update(failures=[{**failure, "reason": "short_decode"}])
+    )
+    only_first = cached(config, str(folder), caches[1])
+    sources = (only_first.sources[0].model_copy(update={"cameras": {}}), only_first.sources[1])
+    whole = VideoClipDataset(only_first.model_copy(update={"sources": sources}))
+    assert whole.windows[0].samples.tolist() == [0, 1, 2]
+    assert whole[(0, 0, 5)].moments[0, :, 0, 0, 0, 0].tolist() == [0, 2, 4, 6]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -249,10 +249,17 @@ def _open_caches(config: VideoDataConfig) -> tuple[LatentCache, ...]:
 def _cached_windows(source: ClipSource, dataset: ShardDataset, cache: LatentCache) -> ClipWindows:
     """The clips of a source that its cache holds; `DataError` when an episode is missing without a recorded failure."""
     cache.require(data_version=dataset.version)
-    failed = {failure.key for receipt in cache.manifest.receipts for failure in receipt.failures}
-    windows = ClipWindows(source, dataset, without=failed)
+    windows = ClipWindows(source, dataset)
+    recorded = {failure.key for receipt in cache.manifest.receipts for failure in receipt.failures}
+    chosen = {dataset.key(sample): windows.cameras_of(sample) for sample in windows.samples.tolist()}
+    failed = {
+        key
+        for key in recorded & chosen.keys()
+        if key not in cache or not cache.sample(key).cameras.keys() >= set(chosen[key])
+    }
     if failed:
-        log.warning("source %r: up to %d episodes are left out, their latents are missing", source.name, len(failed))
+        log.warning("source %r: %d episodes are left out, their latents are missing", source.name, len(failed))
+        windows = ClipWindows(source, dataset, without=failed)
     missing = [key for key in map(dataset.key, windows.samples.tolist()) if key not in cache]
     if missing:
         raise DataError(
