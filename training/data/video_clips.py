@@ -267,7 +267,7 @@ def _cached_windows(source: ClipSource, dataset: ShardDataset, cache: LatentCach
             f"{source.name!r}, the first is {missing[0]}.",
             remedy="Was it built of another split?",
         )
-    first = dataset.key(int(windows.samples[0]))
-    for camera in windows.source.cameras or (windows.camera(0),):
-        cache.num_frames(first, camera)  # a camera that was not cached is missed now, not hours later
+    first = int(windows.samples[0])
+    for camera in windows.cameras_of(first):
+        cache.num_frames(dataset.key(first), camera)  # a camera that was not cached is missed now, not hours later
     return windows
