@@ -5,19 +5,32 @@ Commands import what they need when they run: `--help` and `doctor` must not wai
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import importlib.metadata
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
-from infra.errors import ConfigError, ForeframeError, InputError
+from infra.errors import ForeframeError, InputError
 from infra.ray_runtime import prepare_environment
-from pipelines.console import quiet_prefect, set_up_logging, table
+from pipelines.cli_calls import (
+    DEBUG_FLAG,
+    Backend,
+    DryRun,
+    Overrides,
+    assignment,
+    by_stage,
+    call_flow,
+    flow_module,
+    registered_url,
+    score_rows,
+    show_plan,
+    verdict,
+)
+from pipelines.cli_finetune import finetune
+from pipelines.console import set_up_logging, table
 
 app = typer.Typer(
     help="Raw video in, a promoted robot policy out.",
@@ -26,14 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RAY_CPUS = 4  # logical: a small local Ray for the steps of one flow
-DEBUG_FLAG = "--debug"
-Overrides = Annotated[
-    list[str] | None, typer.Option("-o", "--override", metavar="KEY=VALUE", help="Dotted key of the config; repeat.")
-]
-Backend = Annotated[str, typer.Option(help="Where heavy steps run: inline, local or jobs; default from the settings.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and do nothing.")]
+app.add_typer(finetune, name="finetune")
 
 
 def _version(wanted: bool) -> None:
@@ -58,12 +64,12 @@ def demo(override: Overrides = None, backend: Backend = "") -> None:
 
     Overrides begin with the stage: simulate, pretraining, cloning, label_propagation or rollouts.
     """
-    summary = _call_flow("demo", _by_stage(override or []), backend=backend, shares_ray=False)
-    typer.echo("\nEncoder, label propagation\n" + table(_score_rows(summary["encoder"])))
-    typer.echo("\nPolicy, closed loop\n" + table(_score_rows(summary["policy"])))
+    summary = call_flow("demo", by_stage(override or []), backend=backend, shares_ray=False)
+    typer.echo("\nEncoder, label propagation\n" + table(score_rows(summary["encoder"])))
+    typer.echo("\nPolicy, closed loop\n" + table(score_rows(summary["policy"])))
     typer.echo("\nStages, seconds\n" + table([{"stage": k, "seconds": v} for k, v in summary["seconds"].items()]))
     for gate in summary["gates"]:
-        typer.echo("\n" + _verdict(gate))
+        typer.echo("\n" + verdict(gate))
     typer.echo(f"\nReport: {summary['report']}")
 
 
@@ -134,10 +140,10 @@ def run(
     backend: Backend = "",
 ) -> None:
     """Run a deployment's flow here and now, without a worker."""
-    parameters = dict(_assignment(text) for text in parameter or [])
+    parameters = dict(assignment(text) for text in parameter or [])
     if override:
-        parameters |= _by_stage(override) if name == "demo" else {"overrides": override}
-    result = _call_flow(name, parameters, backend=backend, shares_ray=name != "demo")
+        parameters |= by_stage(override) if name == "demo" else {"overrides": override}
+    result = call_flow(name, parameters, backend=backend, shares_ray=name != "demo")
     typer.echo(result if isinstance(result, str) else json.dumps(result, indent=2))
 
 
@@ -176,10 +182,10 @@ def pretrain(
 ) -> None:
     """Pre-train an encoder on frame pairs, evaluate and register it."""
     if dry_run:
-        flow = _flow_module("pretrain-rsp")
-        _show_plan(flow.resolve_pretraining(preset, data, override), has_data=bool(data))
+        flow = flow_module("pretrain-rsp")
+        show_plan(flow.resolve_pretraining(preset, data, override), has_data=bool(data))
         return
-    typer.echo(_call_flow("pretrain-rsp", {"preset": preset, "data": data, "overrides": override}, backend=backend))
+    typer.echo(call_flow("pretrain-rsp", {"preset": preset, "data": data, "overrides": override}, backend=backend))
 
 
 @app.command("train-policy")
@@ -194,46 +200,46 @@ def train_policy(
 ) -> None:
     """Train a policy on an encoder's features, roll it out and register it."""
     if dry_run:
-        flow = _flow_module("train-policy")
+        flow = flow_module("train-policy")
         provider = flow.ProviderConfig(kind="export", url=encoder) if encoder else flow.ProviderConfig(kind="none")
-        _show_plan(flow.resolve_policy(preset, provider, data, override), has_data=bool(data))
+        show_plan(flow.resolve_policy(preset, provider, data, override), has_data=bool(data))
         return
     parameters = {"preset": preset, "encoder": encoder, "data": data, "overrides": override}
-    typer.echo(_call_flow("train-policy", parameters, backend=backend))
+    typer.echo(call_flow("train-policy", parameters, backend=backend))
 
 
 @app.command()
 def evaluate(
     *,
-    suite: Annotated[str, typer.Argument(help="label-propagation or rollouts.")],
+    suite: Annotated[str, typer.Argument(help="label-propagation, video-prediction or rollouts.")],
     model: Annotated[str, typer.Option(help="Export; default: the registry's candidate.")] = "",
     control: Annotated[str, typer.Option(help="For rollouts: a policy trained without pictures.")] = "",
-    data: Annotated[str, typer.Option(help="Training episodes, or a folder in DAVIS layout.")] = "",
+    data: Annotated[str, typer.Option(help="Training episodes, a folder in DAVIS layout, or clips.")] = "",
     override: Overrides = None,
     backend: Backend = "",
 ) -> None:
     """Rate a model beside its control arms."""
     parameters = {"suite": suite, "model": model, "control": control, "data": data, "overrides": override}
-    typer.echo(_call_flow("evaluate", parameters, backend=backend))
+    typer.echo(call_flow("evaluate", parameters, backend=backend))
 
 
 @app.command()
 def promote(
-    model: Annotated[str, typer.Option(help="foreframe-policy or foreframe-encoder.")] = "foreframe-policy",
+    model: Annotated[str, typer.Option(help="foreframe-policy, -video or -encoder.")] = "foreframe-policy",
     version: Annotated[int | None, typer.Option(help="Version; default: the candidate.", min=1)] = None,
     backend: Backend = "",
 ) -> None:
     """Let the gate decide on a candidate. A refusal is an answer: exit code 0, with the reasons."""
     parameters = {"model": model, "version": version}
-    typer.echo(_verdict(_call_flow("promote", parameters, backend=backend, shares_ray=False)))
+    typer.echo(verdict(call_flow("promote", parameters, backend=backend, shares_ray=False)))
 
 
 @app.command()
 def report(
-    kind: Annotated[str, typer.Argument(help="demo, dataset or result.")],
+    kind: Annotated[str, typer.Argument(help="demo, video, dataset or result.")],
     path: Annotated[str, typer.Argument(help="Folder or s3:// prefix.")],
 ) -> None:
-    """Write the HTML report of a demo, a data set or an evaluation."""
+    """Write the HTML report of a demo, a video model, a data set or an evaluation."""
     from evaluation.report.run import build
 
     typer.echo(str(build(kind, path)))
@@ -247,7 +253,7 @@ def lineage(
     from infra.lineage import trace
     from infra.settings import settings
 
-    found = trace(_registered_url(target) if "@" in target else target, home=settings().home_url)
+    found = trace(registered_url(target) if "@" in target else target, home=settings().home_url)
     typer.echo(found.text())
     typer.echo(f"\n{len(found.sources)} source videos")
     if found.missing:
@@ -292,87 +298,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _fail(text: str, *, code: int) -> int:
     typer.echo(f"error: {text}", err=True)
     return code
-
-
-def _flow_module(name: str) -> Any:
-    from pipelines.deployments import FLOW_MODULES, prepare_prefect
-
-    if name not in FLOW_MODULES:
-        raise ConfigError(f"unknown flow {name!r}.", remedy=f"Known: {', '.join(FLOW_MODULES)}.")
-    prepare_prefect()
-    module = importlib.import_module(FLOW_MODULES[name])
-    quiet_prefect(debug=DEBUG_FLAG in sys.argv)
-    return module
-
-
-def _call_flow(name: str, parameters: dict[str, Any], *, backend: str, shares_ray: bool = True) -> Any:
-    """Run a flow in this process. With the local backend its steps share one small Ray."""
-    from infra.settings import settings
-
-    module = _flow_module(name)
-    flow = getattr(module, name.replace("-", "_"))
-    given = {key: value for key, value in parameters.items() if value not in (None, "")}
-    chosen = backend or settings().backend
-    with _shared_ray() if shares_ray and chosen == "local" else contextlib.nullcontext():
-        return flow(**given, **({"backend": backend} if backend else {}))
-
-
-@contextlib.contextmanager
-def _shared_ray() -> Iterator[None]:
-    from infra.ray_head import local_ray
-
-    with local_ray(RAY_CPUS):
-        yield
-
-
-def _show_plan(config: Any, *, has_data: bool) -> None:
-    if has_data:
-        from training.plan import dry_run
-
-        typer.echo(json.dumps(dry_run(config), indent=2))
-    typer.echo(json.dumps(config.to_json(), indent=2))
-
-
-def _by_stage(overrides: Sequence[str]) -> dict[str, list[str]]:
-    """`pretraining.schedule.steps=3` -> {"pretraining": ["schedule.steps=3"]}."""
-    stages: dict[str, list[str]] = {}
-    for text in overrides:
-        stage, separator, rest = text.partition(".")
-        if not separator or "=" in stage:
-            raise ConfigError(f"override {text!r} names no stage.", remedy="E.g. -o pretraining.schedule.steps=100")
-        stages.setdefault(stage, []).append(rest)
-    return stages
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    key, separator, value = text.partition("=")
-    if not separator:
-        raise ConfigError(f"parameter {text!r} is not of the form key=value.", remedy="E.g. -p preset=tiny")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
-
-
-def _score_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: row[key] for key in ("arm", "metric", "value", "low", "high", "count")} for row in rows]
-
-
-def _verdict(gate: dict[str, Any]) -> str:
-    note = f" ({gate['note']})" if gate.get("note") else ""
-    head = f"{gate['model']} version {gate['version']}{note}: {'promoted' if gate['promote'] else 'refused'}"
-    return "\n".join([head, *(f"  - {reason}" for reason in gate["reasons"])])
-
-
-def _registered_url(target: str) -> str:
-    from infra.registry import Registry
-    from infra.tracking import Tracker
-
-    name, _, alias = target.partition("@")
-    found = Registry(Tracker()).alias(name, alias)
-    if found is None:
-        raise InputError(f"{name} has no alias {alias!r}.", remedy="Known: candidate, champion, previous.")
-    return found.url
 
 
 def _check_rendering() -> list[Any]:

@@ -23,6 +23,7 @@ FLOW_MODULES = {
     "ingest-corpus": "pipelines.flows.ingest_corpus",
     "pretrain-rsp": "pipelines.flows.pretrain_rsp",
     "train-policy": "pipelines.flows.train_policy",
+    "finetune-tvp": "pipelines.flows.finetune_tvp",
     "evaluate": "pipelines.flows.evaluate",
     "promote": "pipelines.flows.promote",
     "demo": "pipelines.flows.demo",

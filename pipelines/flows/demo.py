@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from typing import Any
 
 from prefect import flow
@@ -14,6 +11,7 @@ from infra.digests import sha256_json, short
 from infra.registry import ENCODER, POLICY
 from infra.settings import settings
 from infra.storage import join, write_json
+from pipelines.clock import Clock
 from pipelines.flows import STOPS_ITS_JOBS
 from pipelines.flows.ingest_corpus import ingest_corpus
 from pipelines.flows.pretrain_rsp import pretrain_rsp
@@ -21,27 +19,12 @@ from pipelines.flows.promote import promote
 from pipelines.flows.train_policy import train_policy
 from pipelines.ray_backend import Backend, local_ray
 from pipelines.reporting import DemoOutcome, write_report
-from pipelines.tasks import logger, tracked
+from pipelines.tasks import tracked
 
 RAY_CPUS = 4  # logical: training holds two while a data task runs
 # A candidate that has seen a single batch: the gate must refuse it, and say why.
 BAD_CANDIDATE = ["schedule.steps=1", "checkpoint.every_steps=1"]
 BAD_NOTE = "deliberately bad: one training step"
-
-
-@dataclass
-class Clock:
-    """Seconds of each stage, in order."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a block and say where the demo is."""
-        logger().info("── %s", name)
-        started = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - started, 1)
 
 
 @flow(name="demo", flow_run_name="demo", **STOPS_ITS_JOBS)

@@ -1,4 +1,7 @@
-"""`evaluate`: an encoder by label propagation, a policy by closed-loop rollouts, each beside its control arms."""
+"""`evaluate`: an encoder by label propagation, a video model by its predictions, a policy by closed-loop rollouts.
+
+Each stands beside its control arms.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,21 @@ from prefect import flow
 from evaluation.label_propagation.config import LabelPropagationConfig
 from evaluation.result import RESULT_NAME, EvaluationResult
 from evaluation.rollouts.config import RolloutsConfig
+from evaluation.video_quality.config import VideoQualityConfig
 from infra.config import Config
 from infra.errors import ConfigError, InputError
-from infra.registry import ENCODER, POLICY, RESULT_TAG, Registry
+from infra.registry import ENCODER, POLICY, RESULT_TAG, VIDEO, Registry
 from infra.storage import absolute, join, read_json
 from pipelines.flows import STOPS_ITS_JOBS
 from pipelines.flows.ingest_corpus import TASKS
 from pipelines.ray_backend import Backend
 from pipelines.tasks import FlowRun, logger, resolve, tracked
+from pipelines.video_data import evaluation_sources
 from training.export import read_record
 
-Suite = Literal["label-propagation", "rollouts"]
-MODEL_OF = {"label-propagation": ENCODER, "rollouts": POLICY}
+Suite = Literal["label-propagation", "video-prediction", "rollouts"]
+MODEL_OF = {"label-propagation": ENCODER, "video-prediction": VIDEO, "rollouts": POLICY}
+SUITE_OF = {model: suite for suite, model in MODEL_OF.items()}
 
 
 @flow(name="evaluate", flow_run_name="evaluate-{suite}", **STOPS_ITS_JOBS)
@@ -37,12 +43,15 @@ def evaluate(
     """Evaluate an export (default: the registry's candidate); returns the url of the result's folder.
 
     `data`: for rollouts the episodes the policy was trained on, for label propagation a folder in DAVIS layout
-    (default: simulated sequences). `control`: a policy trained without pictures, the proprioception arm.
+    (default: simulated sequences), for video prediction a data set (default: those of the model's own run), of which
+    the held-out episodes are used. `control`: a policy trained without pictures, the proprioception arm.
     """
     with tracked("evaluate", backend=backend, parent=parent_run) as run:
         url = absolute(model) if model else candidate_url(run, MODEL_OF[suite])
         if suite == "label-propagation":
             config: Config = LabelPropagationConfig(encoder=url, data=data, output="unplaced")
+        elif suite == "video-prediction":
+            config = VideoQualityConfig(model=url, sources=evaluation_sources(url, data), output="unplaced")
         else:
             config = rollouts(url, control=control, data=data)
         return rate(run, resolve(config, overrides, folder="results", name=suite))
@@ -93,6 +102,8 @@ def evaluate_like(run: FlowRun, model: str, result_url: str) -> EvaluationResult
     values = {**saved, "output": "unplaced"}
     if kind == "label-propagation":
         config: Config = LabelPropagationConfig.parse(values | {"encoder": model})
+    elif kind == "video-prediction":
+        config = VideoQualityConfig.parse(values | {"model": model})
     else:
         config = RolloutsConfig.parse(values | {"policy": model})
     url = rate(run, resolve(config, None, folder="results", name=str(kind)))

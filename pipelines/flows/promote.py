@@ -7,21 +7,30 @@ from typing import Any, Literal
 
 from prefect import flow
 
-from evaluation.gate import Decision, GateRule, decide, encoder_rule, policy_rule, promotion_record, training_summary
+from evaluation.gate import (
+    Decision,
+    GateRule,
+    decide,
+    encoder_rule,
+    policy_rule,
+    promotion_record,
+    training_summary,
+    video_rule,
+)
 from evaluation.result import RESULT_NAME, EvaluationResult
 from infra.digests import short
 from infra.errors import InputError
-from infra.registry import CANDIDATE, CHAMPION, ENCODER, POLICY, RESULT_TAG, ModelVersion, Registry
+from infra.registry import CANDIDATE, CHAMPION, ENCODER, POLICY, RESULT_TAG, VIDEO, ModelVersion, Registry
 from infra.settings import settings
 from infra.storage import exists, join, read_bytes, read_json, write_json
 from pipelines.flows import STOPS_ITS_JOBS
-from pipelines.flows.evaluate import evaluate_like
+from pipelines.flows.evaluate import SUITE_OF, evaluate_like
 from pipelines.ray_backend import Backend
 from pipelines.tasks import FlowRun, logger, tracked
 from training.callbacks.metrics_file import METRICS_NAME
 
-ModelName = Literal["foreframe-encoder", "foreframe-policy"]
-RULES: dict[str, GateRule] = {ENCODER: encoder_rule(), POLICY: policy_rule()}
+ModelName = Literal["foreframe-encoder", "foreframe-video", "foreframe-policy"]
+RULES: dict[str, GateRule] = {ENCODER: encoder_rule(), VIDEO: video_rule(), POLICY: policy_rule()}
 RECORD_NAME = "promotion.json"
 
 
@@ -59,7 +68,8 @@ def find_candidate(registry: Registry, model: str, version: int | None) -> Model
         return registry.version(model, version)
     found = registry.alias(model, CANDIDATE)
     if found is None:
-        raise InputError(f"{model} has no candidate.", remedy="Train one first: pretrain-rsp or train-policy.")
+        remedy = "Train one first: pretrain-rsp, finetune-tvp or train-policy."
+        raise InputError(f"{model} has no candidate.", remedy=remedy)
     return found
 
 
@@ -69,7 +79,7 @@ def rated_url(candidate: ModelVersion) -> str:
         return url
     raise InputError(
         f"{candidate.name} version {candidate.version} was never evaluated.",
-        remedy=f"foreframe evaluate --model {candidate.url}",
+        remedy=f"foreframe evaluate {SUITE_OF[candidate.name]} --model {candidate.url}",
     )
 
 

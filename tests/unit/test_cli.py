@@ -11,11 +11,14 @@ from typer.testing import CliRunner
 from infra.errors import ServiceError
 from infra.settings import settings
 from pipelines import cli
+from pipelines.cli_calls import by_stage
 
 VERBS = {
     "demo", "doctor", "up", "down", "deploy", "run", "ingest", "pretrain", "train-policy", "evaluate", "promote",
     "report", "lineage", "verify",
 }  # fmt: skip
+
+TOOLS = {"preview", "convert", "cache"}  # of finetune
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +48,17 @@ def call(capsys, *arguments: str) -> tuple[int, str, str]:
         (("report", "page", "/nowhere"), "page"),
         (("verify", "/nowhere"), "/nowhere"),
         (("deploy",), "foreframe up"),
+        (("finetune", "--preset", "tinny"), "tinny"),
+        (("finetune", "--preset", "svd"), "--initial"),
+        (("finetune", "--initial", "/nowhere"), "/nowhere"),
+        (("finetune", "--data", "/nowhere", "--corpus", "/tmp"), "Give one"),
+        (("finetune", "--dry-run", "--data", "/nowhere"), "/nowhere"),
+        (("finetune", "--dry-run", "-o", "model.num_frame=4"), "num_frames"),
+        (("finetune", "--dry-run", "--clips-override", "strid=4"), "stride"),
+        (("finetune", "preview", "--model", "/nowhere", "--data", "/tmp", "--output", "out"), "/nowhere"),
+        (("finetune", "--initial", "/nowhere", "cache", "--data", "/tmp", "--output", "out"), "stands before 'cache'"),
+        (("finetune", "cache", "--data", "/nowhere", "--vae", "/elsewhere", "--output", "out"), "/nowhere"),
+        (("finetune", "convert", "/nowhere", "out"), "/nowhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -75,12 +89,15 @@ def test_a_bug_is_one_line_and_code_1(capsys, monkeypatch):
 
 def test_every_verb_has_help_and_no_other_verb_is_there():
     assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == VERBS
-    for verb in sorted(VERBS):
+    (finetune,) = cli.app.registered_groups
+    assert finetune.name == "finetune"
+    assert {command.callback.__name__ for command in finetune.typer_instance.registered_commands} == TOOLS
+    for verb in [*VERBS, "finetune"]:
         assert CliRunner().invoke(cli.app, [verb, "--help"]).exit_code == 0
 
 
 def test_overrides_of_the_demo_name_their_stage():
-    assert cli._by_stage(["pretraining.schedule.steps=3", "rollouts.seeds=[1]", "pretraining.seed=1"]) == {
+    assert by_stage(["pretraining.schedule.steps=3", "rollouts.seeds=[1]", "pretraining.seed=1"]) == {
         "pretraining": ["schedule.steps=3", "seed=1"],
         "rollouts": ["seeds=[1]"],
     }

@@ -1,0 +1,136 @@
+"""The whole flow on two tasks and a handful of steps: from the simulator to a registered video model and its page."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation.result import EvaluationResult
+from infra.lineage import trace
+from infra.registry import CANDIDATE, RESULT_TAG, VIDEO, Registry
+from infra.settings import settings
+from infra.storage import read_json
+from infra.tracking import Tracker
+
+pytestmark = [pytest.mark.prefect, pytest.mark.sim]
+
+SMALL: dict[str, Any] = {
+    "simulate": ["episodes=3", 'tasks=["drawer-open","handle-press"]', "size=64", "damage=false", "workers=1"],
+    "ingest": ["recipe.validation_share=0.34", "workers=0"],
+    "clips": ["num_frames=4", "stride=8", "start_every=8"],
+    "vae_overrides": ["schedule.steps=2", "schedule.warmup_steps=1", "global_batch_size=4", "report_frames=8"],
+    "cache_overrides": ["workers=0"],
+    "overrides": [
+        "schedule.steps=2",
+        "global_batch_size=2",
+        "log_every_steps=1",
+        "previews.every_steps=2",
+        "previews.num_clips=1",
+        "previews.num_steps=2",
+        "previews.validation_clips=1",
+        "previews.validation_draws=1",
+    ],
+    "evaluation": [
+        "num_clips=2",
+        "num_steps=2",
+        "num_draws=1",
+        "num_resamples=20",
+        "num_pictures=1",
+        "probe.max_frames=16",
+        "features=[]",
+    ],
+    "backend": "inline",
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home of its own, and Prefect without its server: only its engine."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("FOREFRAME_", "PREFECT_"))]:
+            if name not in ("FOREFRAME_GOLDEN", "FOREFRAME_CORPUS"):
+                patch.delenv(name)
+        patch.setenv("FOREFRAME_HOME", str(folder))
+        settings.cache_clear()
+        from pipelines.deployments import prepare_prefect
+
+        prepare_prefect()
+        yield folder
+    settings.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def export(home: Path) -> str:
+    from pipelines.flows.finetune_tvp import finetune_tvp
+
+    url: str = finetune_tvp(**SMALL)
+    return url
+
+
+def files(home: Path) -> dict[str, int]:
+    """What a stage may leave, and when it was written; services' databases and logs change with every look."""
+    kept = ("datasets", "runs", "caches", "results", "sources")
+    return {str(path): path.stat().st_mtime_ns for name in kept for path in (home / name).rglob("*") if path.is_file()}
+
+
+def test_a_candidate_with_a_card_and_previews_is_registered(export):
+    candidate = Registry(Tracker()).alias(VIDEO, CANDIDATE)
+    assert candidate is not None
+    assert (candidate.url, candidate.export_digest) == (export, read_json(f"{export}/export.json")["digest"])
+    card = (Path(export) / "README.md").read_text()
+    assert "Text-guided video model" in card and "validation loss" in card
+    assert {path.suffix for path in (Path(export).parent / "previews").iterdir()} == {".mp4", ".png"}
+
+
+def test_the_model_was_evaluated_beside_its_arms(export):
+    candidate = Registry(Tracker()).alias(VIDEO, CANDIDATE)
+    assert candidate is not None
+    result = EvaluationResult.parse(read_json(f"{candidate.tags[RESULT_TAG]}/result.json"))
+    assert {"copy-first-frame", "autoencoder"} <= set(result.arms)
+    assert result.primary_metric == "validation_loss" and not result.higher_is_better
+    assert {item.stratum for item in result.items} <= {"drawer-open", "handle-press"}
+
+
+def test_training_and_evaluation_saw_different_episodes(export, home):
+    config = json.loads((Path(export).parent / "config.json").read_text())
+    assert [source["split"] for source in config["data"]["sources"]] == ["train"]
+    assert all(source["latents"] for source in config["data"]["sources"])
+    (rated,) = (home / "results").glob("video-prediction-*/config.json")
+    assert [source["split"] for source in json.loads(rated.read_text())["sources"]] == ["validation"]
+
+
+def test_the_lineage_reaches_the_source_videos(export, home):
+    found = trace(export, home=str(home))
+    assert len(found.sources) == 6
+    assert found.missing == ()
+    assert {"tvp", "video-vae", "latent-cache", "data set", "given weights"} <= {node.kind for node in found.nodes}
+
+
+def test_the_page_of_the_run_is_there(export, home):
+    (page,) = (home / "reports").glob("finetune-tvp-*/report.html")
+    html = page.read_text()
+    for words in ("autoencoder", "copy first frame", "step-000002", "foreframe promote --model foreframe-video"):
+        assert words in html, words
+
+
+def test_the_gate_answers_for_a_video_model(export):
+    from pipelines.flows.promote import promote
+
+    verdict = promote(model=VIDEO, backend="inline")
+    assert verdict["candidate"] == read_json(f"{export}/export.json")["digest"]
+    assert not verdict["promote"] and verdict["reasons"]  # two clips are too few for any interval
+
+
+def test_a_second_run_finds_everything_done(export, home):
+    from pipelines.flows.finetune_tvp import finetune_tvp
+
+    before = files(home)
+    assert finetune_tvp(**SMALL) == export
+    assert files(home) == before
+    assert [version.version for version in [Registry(Tracker()).alias(VIDEO, CANDIDATE)] if version] == [1]
