@@ -103,7 +103,8 @@ def read_record(url: str) -> LineageNode:
         raise InputError(f"{url} is no record.", remedy="Name a data set, an export, a result or a promotion.")
     folder, _, name = url.rpartition("/")
     if name == MANIFEST:
-        kind, identity, inputs = "data set", sha256_bytes(read_bytes(url)), [*inputs, value.get("parent")]
+        kind, identity = str(value.get("kind") or "data set"), sha256_bytes(read_bytes(url))
+        inputs = [*inputs, value.get("parent")]
     elif name == RESULT:
         kind, identity = "evaluation", sha256_json(value)
         inputs = [value.get("model_digest"), value.get("data_digest"), *inputs]

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import shutil
 import socket
-import tempfile
 import time
 import uuid
 from collections import Counter
@@ -23,21 +20,19 @@ from typing import Any
 from infra.errors import ServiceError
 from infra.faults import fault_point
 from infra.media_transcode import engine_fingerprint
-from infra.storage import create_only, is_remote, join, list_names, put_file, remove, write_json
+from infra.storage import create_only, is_remote, join, list_names, remove, write_json
 from ingest.isolate import transcode_here, transcode_isolated
 from ingest.plan import PlannedShard
-from ingest.receipt import commit_receipt
+from ingest.receipt import publish_shard, sweep_workspaces, workspace
 from ingest.recipe import IngestConfig
 from ingest.sample import ClipError, Encode, build_sample
 from ingest.schema import Failure, Receipt, SampleRecord, shard_name
-from ingest.shard import ShardSummary, ShardWriter, index_path
+from ingest.shard import ShardSummary, ShardWriter
 from ingest.watchdog import deadline
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = "attempts"
-BUILDING = ".building"
-STALE_S = 3600.0
 MAX_DEAD_ATTEMPTS = 4  # of one run at one shard
 
 
@@ -48,7 +43,7 @@ def build_shard(planned: PlannedShard, config: IngestConfig, *, plan_id: str, ru
     several attempts of this run died.
     """
     started = time.monotonic()
-    with _attempt(config.output, planned.shard, run_id) as attempt, _workspace(config.output, planned.shard) as folder:
+    with _attempt(config.output, planned.shard, run_id) as attempt, workspace(config.output, planned.shard) as folder:
         encode = _encoder(config, isolated=attempt > 0)
         tar = folder / f"{shard_name(planned.shard)}.tar"
         summary, tally, seconds = _write_tar(tar, planned, config, encode)
@@ -67,7 +62,7 @@ def build_shard(planned: PlannedShard, config: IngestConfig, *, plan_id: str, ru
             engine=engine_fingerprint(config.recipe.engine),
             statistics=tally.statistics(),
         )
-        _publish(tar, config.output, receipt)
+        publish_shard(tar, config.output, receipt, stage="ingest")
     _write_log(config.output, receipt, attempt=attempt, started=started, seconds=seconds)
     return receipt
 
@@ -136,18 +131,6 @@ def _encode_watched(path: Path, span: Any, *, settings: Any, timeout_s: float) -
         return transcode_here(path, settings, span)
 
 
-def _publish(tar: Path, output: str, receipt: Receipt) -> None:
-    name = shard_name(receipt.shard)
-    index = index_path(tar)
-    fault_point("ingest.before_tar")
-    put_file(tar, join(output, f"{name}.tar"))
-    fault_point("ingest.after_tar")
-    put_file(index, join(output, f"{name}.idx"))
-    fault_point("ingest.after_idx")
-    commit_receipt(output, receipt)
-    fault_point("ingest.after_receipt")
-
-
 @contextlib.contextmanager
 def _attempt(output: str, shard: int, run_id: str) -> Iterator[int]:
     """How many attempts at this shard died before; this one leaves its mark unless it ends by itself."""
@@ -170,23 +153,6 @@ def _attempt(output: str, shard: int, run_id: str) -> Iterator[int]:
         remove(join(output, ATTEMPTS, name))
 
 
-@contextlib.contextmanager
-def _workspace(output: str, shard: int) -> Iterator[Path]:
-    """An empty folder for the unfinished tar: on the output's disk, so that publishing is a rename."""
-    if is_remote(output):
-        with tempfile.TemporaryDirectory(prefix="foreframe-") as name:
-            yield Path(name)
-        return
-    # The name says who may still be using it.
-    name = f"{shard_name(shard)}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-    folder = Path(output) / BUILDING / name
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def sweep(output: str, *, complete: bool) -> None:
     """Remove what dead builders of this machine left behind; with `complete`, every mark of an attempt as well."""
     if complete:
@@ -194,29 +160,9 @@ def sweep(output: str, *, complete: bool) -> None:
             remove(join(output, ATTEMPTS, name))
     if is_remote(output):
         return
-    for path in Path(output).glob(".*.part"):
-        # A write that was killed halfway; a young one may belong to another run.
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > STALE_S:
-                path.unlink()
-    building = Path(output) / BUILDING
-    for folder in building.glob("*") if building.is_dir() else ():
-        host, _, pid = folder.name.partition(".")[2].rpartition(".")[0].rpartition(".")
-        if host == socket.gethostname() and pid.isdigit() and not _is_alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-    for folder in (building, Path(output) / ATTEMPTS):
-        with contextlib.suppress(OSError):  # in use, or not there
-            folder.rmdir()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    sweep_workspaces(output)
+    with contextlib.suppress(OSError):  # in use, or not there
+        (Path(output) / ATTEMPTS).rmdir()
 
 
 def _write_log(output: str, receipt: Receipt, *, attempt: int, started: float, seconds: dict[str, float]) -> None:

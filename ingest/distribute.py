@@ -11,7 +11,8 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from infra.errors import DataError, ForeframeError, InputError, ServiceError, StorageError
+from infra.errors import ServiceError
+from infra.ray_data import from_row, quiet_driver, to_row
 from infra.ray_runtime import connect
 from ingest.build import build_shard
 from ingest.plan import PlannedShard
@@ -20,8 +21,6 @@ from ingest.schema import Receipt
 
 log = logging.getLogger(__name__)
 
-ERRORS = {kind.__name__: kind for kind in (DataError, InputError, ServiceError, StorageError)}
-
 
 def build_on_ray(shards: list[PlannedShard], config: IngestConfig, *, plan_id: str, run_id: str) -> Iterator[Receipt]:
     """Receipts in the order in which the shards finish."""
@@ -29,7 +28,7 @@ def build_on_ray(shards: list[PlannedShard], config: IngestConfig, *, plan_id: s
         import ray.data
         from ray.exceptions import RayError
 
-        _quiet(ray.data.DataContext.get_current())
+        quiet_driver()
         rows = [{"shard": json.dumps(shard.to_json())} for shard in shards]
         built = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             build_row,
@@ -39,7 +38,7 @@ def build_on_ray(shards: list[PlannedShard], config: IngestConfig, *, plan_id: s
         )
         try:
             for row in built.iter_rows():
-                yield _receipt_of(row)
+                yield Receipt.parse(from_row(row))
         except RayError as error:
             raise ServiceError(
                 f"building shards on Ray failed: {str(error).strip().splitlines()[-1]}.",
@@ -47,25 +46,12 @@ def build_on_ray(shards: list[PlannedShard], config: IngestConfig, *, plan_id: s
             ) from error
 
 
-def build_row(row: dict[str, Any], *, config: dict[str, Any], plan_id: str, run_id: str) -> dict[str, Any]:
-    """What a worker does with one row. Errors that name a cause travel as data, so that no trace hides them."""
+def build_row(row: dict[str, Any], *, config: dict[str, Any], plan_id: str, run_id: str) -> dict[str, str]:
+    """What a worker does with one row."""
     logging.basicConfig(level=logging.INFO)
-    try:
+
+    def work() -> dict[str, Any]:
         planned = PlannedShard.parse(json.loads(row["shard"]))
-        receipt = build_shard(planned, IngestConfig.parse(config), plan_id=plan_id, run_id=run_id)
-    except ForeframeError as error:
-        return {"receipt": "", "error": type(error).__name__, "message": error.message, "remedy": error.remedy}
-    return {"receipt": json.dumps(receipt.to_json()), "error": "", "message": "", "remedy": ""}
+        return build_shard(planned, IngestConfig.parse(config), plan_id=plan_id, run_id=run_id).to_json()
 
-
-def _receipt_of(row: dict[str, Any]) -> Receipt:
-    if row["error"]:
-        raise ERRORS.get(row["error"], ForeframeError)(row["message"], remedy=row["remedy"])
-    return Receipt.parse(json.loads(row["receipt"]))
-
-
-def _quiet(context: Any) -> None:
-    """Our own log says what is going on."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    return to_row(work)

@@ -89,8 +89,8 @@ class CacheManifest(Config):
     scaling_factor: float
     posterior: Literal["gaussian", "sample"] = "gaussian"
     dtype: Dtype
-    cameras: tuple[str, ...] = ()
-    plan_id: str
+    recipe: dict[str, Any] = Field(default_factory=dict, description="whatever else decides the bytes")
+    plan_id: str = ""
     receipts: tuple[Receipt, ...] = ()
     num_samples: int = 0
     num_frames: int = 0
