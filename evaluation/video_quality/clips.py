@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from evaluation.video_quality.metrics import Clip
 from infra.digests import sha256_json
 from infra.errors import ConfigError
+from ingest.reader import ShardDataset
 from ingest.windows import ClipSource, ClipWindows
 
 T = TypeVar("T")
@@ -54,7 +55,13 @@ class ClipSet:
 
     def __init__(self, sources: Sequence[ClipSource], *, num_clips: int = 0) -> None:
         self.sources = tuple(sources)
-        self.windows = [ClipWindows(source) for source in sources]
+        opened: dict[tuple[str, str | None], ShardDataset] = {}
+        self.windows = []
+        for source in sources:
+            place = (source.url, source.split)
+            windows = ClipWindows(source, opened.get(place))
+            opened[place] = windows.dataset
+            self.windows.append(windows)
         groups: dict[tuple[int, str], list[list[int]]] = {}
         for number, windows in enumerate(self.windows):
             for episode in _episodes(windows):

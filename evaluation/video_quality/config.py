@@ -15,7 +15,7 @@ RANDOM_CONV3D = "random-conv3d-v1"
 ENCODER_PREFIX = "encoder:"
 FVD_NAMES = ("fvd", "FVD", "i3d", "kvd", "KVD")
 # Fields that say where and how quickly, not what.
-PLACE_FIELDS = frozenset({"output", "batch_size"})
+PLACE_FIELDS = frozenset({"output", "batch_size", "device"})
 # Fields that change no number of an item; the data digest covers the sources, the weights' digests their paths.
 SIDE_FIELDS = PLACE_FIELDS | {
     *("suite", "kind", "model", "sources", "probe", "features", "num_pictures"),
@@ -51,7 +51,9 @@ class VideoQualityConfig(Config):
     clips at which set scores are reported besides all.
 
     `wrong_text` "all" rates every clip with every other sentence of the suite (at most `max_sentences`), "next" with
-    the next sentence in alphabetical order, "none" with no other.
+    the next sentence in alphabetical order, "none" with no other; "auto" is "all" where that is allowed, else "next".
+
+    `autocast` runs the model in bfloat16, which changes numbers slightly and is part of the protocol.
     """
 
     kind: Literal["video-prediction"] = "video-prediction"
@@ -71,11 +73,13 @@ class VideoQualityConfig(Config):
     counts: tuple[int, ...] = (1_000, 2_000, 5_000)
     num_resamples: int = Field(default=200, ge=20, description="of the set scores' intervals")
     probe: ProbeConfig = ProbeConfig()
-    wrong_text: Literal["all", "next", "none"] = "next"
-    max_sentences: int = Field(default=12, ge=2)
+    wrong_text: Literal["auto", "all", "next", "none"] = "auto"
+    max_sentences: int = Field(default=8, ge=2)
     num_pictures: int = Field(default=3, ge=0)
     seed: int = Field(default=0, ge=0)
     batch_size: int = Field(default=8, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    autocast: bool = False
     output: str
 
     @model_validator(mode="after")

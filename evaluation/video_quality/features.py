@@ -97,27 +97,28 @@ class EncoderFeatures:
 class I3DFeatures:
     """Kinetics-400 logits by Seer's protocol: what alone may be called FVD and KVD."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, device: str = "cpu") -> None:
         self.frechet_name, self.kernel_name = "FVD", "KVD"
-        self._model = load_i3d(path)
+        self._model = load_i3d(path).to(device)
+        self._device = device
         self.digest = sha256_file(Path(path))
 
     @torch.no_grad()
     def features(self, clips_BTHWC: Clip) -> npt.NDArray[np.float32]:
         """uint8 clips of at least 9 frames -> (B, 400), 16 clips at a time."""
         parts = torch.from_numpy(np.ascontiguousarray(clips_BTHWC)).split(I3D_BATCH)
-        return torch.cat([self._model(preprocess(part)) for part in parts]).numpy()
+        return torch.cat([self._model(preprocess(part.to(self._device))).cpu() for part in parts]).numpy()
 
 
-def build_features(names: Sequence[str], *, i3d_weights: str = "") -> list[FeatureExtractor]:
+def build_features(names: Sequence[str], *, i3d_weights: str = "", device: str = "cpu") -> list[FeatureExtractor]:
     """The extractors of a config; `InputError` for an encoder or weights that cannot be read."""
     found: list[FeatureExtractor] = []
     for name in names:
         if name == RANDOM_CONV3D:
             found.append(RandomConv3d())
         else:
-            found.append(EncoderFeatures(load_encoder(name.removeprefix(ENCODER_PREFIX))))
-    return [*found, I3DFeatures(i3d_weights)] if i3d_weights else found
+            found.append(EncoderFeatures(load_encoder(name.removeprefix(ENCODER_PREFIX)).to(device)))
+    return [*found, I3DFeatures(i3d_weights, device=device)] if i3d_weights else found
 
 
 @lru_cache(maxsize=1)

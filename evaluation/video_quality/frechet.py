@@ -34,6 +34,18 @@ def frechet_distance(truth_ND: Features, predicted_ND: Features) -> float:
     return float(gap @ gap + np.trace(first) + np.trace(second) - 2.0 * cross)
 
 
+def quick_frechet(truth_ND: Floats, predicted_ND: Floats) -> float:
+    """The same distance for resamples: the trace of the root is the sum of the singular values of the product.
+
+    About ten times as quick as three full decompositions, and equal up to the published code's treatment of values
+    near 0.
+    """
+    gap = truth_ND.mean(axis=0) - predicted_ND.mean(axis=0)
+    first, second = _scaled_root(truth_ND), _scaled_root(predicted_ND)
+    cross = np.linalg.svd(first @ second.T, compute_uv=False).sum()
+    return float(gap @ gap + np.square(first).sum() + np.square(second).sum() - 2.0 * cross)
+
+
 def kernel_distance(truth_ND: Features, predicted_ND: Features) -> float:
     """Unbiased squared MMD with the kernel (x . y / D + 1)^3; about 0, and at times below, for equal distributions."""
     kernels = _Kernels.of(*_checked(truth_ND, predicted_ND))
@@ -68,7 +80,7 @@ Resampler = Callable[[npt.NDArray[np.int64]], float]
 
 
 def _frechet_resampler(truth: Floats, predicted: Floats) -> tuple[float, Resampler]:
-    return frechet_distance(truth, predicted), lambda chosen: frechet_distance(truth[chosen], predicted[chosen])
+    return frechet_distance(truth, predicted), lambda chosen: quick_frechet(truth[chosen], predicted[chosen])
 
 
 def _kernel_resampler(truth: Floats, predicted: Floats) -> tuple[float, Resampler]:
@@ -115,6 +127,12 @@ def _mean_of_pairs(kernel: Floats, weights: Floats) -> float:
 
 def _kernel(a: Floats, b: Floats) -> Floats:
     return np.asarray((a @ b.T / a.shape[1] + 1.0) ** KERNEL_DEGREE)
+
+
+def _scaled_root(features: Floats) -> Floats:
+    """R with R^T R the covariance and at most D rows."""
+    centred = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
+    return np.asarray(np.linalg.qr(centred, mode="r")) if len(centred) > centred.shape[1] else centred
 
 
 def _covariance(features: Floats) -> Floats:

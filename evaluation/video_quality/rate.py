@@ -140,7 +140,7 @@ class Rater:
         return {name: value for name, value in found.items() if value is not None} | self._motion(clip, video)
 
     def _motion(self, clip: LoadedClip, video: Clip) -> dict[str, float]:
-        probe = self.probes.get(clip.chosen.item_id.split("/", 1)[0])
+        probe = self.probes.get(self.config.sources[clip.chosen.source].name)
         if probe is None or clip.hand is None:
             return {}
         return {"motion_error_m": probe.error_m(video[self._start :], clip.hand[self._start :])}

@@ -15,7 +15,7 @@ from evaluation.video_quality.config import AUTOENCODER, COPY_FIRST_FRAME, TRUE_
 from evaluation.video_quality.features import FeatureExtractor
 from evaluation.video_quality.frechet import set_score
 from evaluation.video_quality.rate import LOSS, MODEL, ONE_STEP, Rated
-from evaluation.video_quality.text import WrongArm
+from evaluation.video_quality.text import WrongArm, score_part
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +46,11 @@ def text_scores(
         pairs = [(item, right[item.item_id]) for item in arms.get(arm.name, ())]
         for item, _ in pairs:
             of_clip.setdefault(item.item_id, []).append(item.metrics[LOSS])
-        name = f"{TEXT_PREFIX}:{arm.label}"
+        name = f"{TEXT_PREFIX}:{score_part(arm.label)}"
         _add_difference(scores, name, [(a.stratum, a.metrics[LOSS], b.metrics[LOSS]) for a, b in pairs])
         for stratum in dict.fromkeys(item.stratum for item, _ in pairs):
             rows = [(stratum, a.metrics[LOSS], b.metrics[LOSS]) for a, b in pairs if a.stratum == stratum]
-            _add_difference(scores, f"{name}/{stratum}", rows)
+            _add_difference(scores, f"{name}/{score_part(stratum)}", rows)
     rows = [
         (right[name].stratum, sum(values) / len(values), right[name].metrics[LOSS]) for name, values in of_clip.items()
     ]

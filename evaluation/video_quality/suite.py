@@ -10,6 +10,8 @@ import logging
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from evaluation.result import RESULT_NAME, EvaluationResult
 from evaluation.suites import VIDEO_PREDICTION, claim_output, finished_result
 from evaluation.video_quality.clips import ClipSet, batches
@@ -25,7 +27,7 @@ from evaluation.video_quality.scores import item_scores, set_scores, text_scores
 from evaluation.video_quality.text import wrong_arms
 from evaluation.video_quality.weights import digest_of
 from infra.storage import join, write_bytes, write_json
-from training.export import load_video_model
+from training.export import load_video_model, video_digest
 from training.protocols import VideoPredictor
 
 __all__ = ["VideoQualityConfig", "evaluate", "run"]
@@ -42,7 +44,9 @@ def run(config: VideoQualityConfig) -> EvaluationResult:
     `ConfigError` if model and clips do not fit.
     """
     claim_output(config, output=config.output, place_fields=PLACE_FIELDS)
-    return evaluate(config, load_video_model(config.model))
+    if found := finished_result(config.output, model=config.model, model_digest=video_digest(config.model)):
+        return found
+    return evaluate(config, load_video_model(config.model, autocast=config.autocast).to(_device(config)))
 
 
 def evaluate(config: VideoQualityConfig, predictor: VideoPredictor) -> EvaluationResult:
@@ -53,7 +57,7 @@ def evaluate(config: VideoQualityConfig, predictor: VideoPredictor) -> Evaluatio
     clips = ClipSet(config.sources, num_clips=config.num_clips)
     clips.require_frames(predictor.num_frames)
     wrong = wrong_arms(clips.chosen, config.wrong_text, max_sentences=config.max_sentences)
-    extractors = build_features(config.features, i3d_weights=config.i3d_weights)
+    extractors = build_features(config.features, i3d_weights=config.i3d_weights, device=_device(config))
     lpips = load_lpips(config.lpips_weights, config.lpips_backbone) if config.lpips_weights else None
     probes, probe_rests_on = fit_probes(config.probe, config.sources, size=predictor.image_size)
     rater = Rater(config, predictor, extractors, lpips, probes, wrong)
@@ -64,6 +68,12 @@ def evaluate(config: VideoQualityConfig, predictor: VideoPredictor) -> Evaluatio
     loss = result.scores[LOSS]
     log.info("%s: loss %.4f [%.4f, %.4f], %d clips", config.model, loss.value, loss.low, loss.high, loss.count)
     return result
+
+
+def _device(config: VideoQualityConfig) -> str:
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.device
 
 
 def _part(rater: Rater, clips: ClipSet, number: int, digest: str) -> Rated:

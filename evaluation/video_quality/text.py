@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from evaluation.video_quality.clips import ChosenClip
 from evaluation.video_quality.config import NEXT_TEXT
+from infra.digests import sha256_bytes, short
 from infra.errors import ConfigError
 
 ARM_PREFIX = "text:"
-WrongText = Literal["all", "next", "none"]
+WrongText = Literal["auto", "all", "next", "none"]
+MAX_NAME = 60
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class WrongArm:
     """One arm: the sentence that each clip gets instead of its own; clips whose own it is are left out."""
 
     name: str  # of the arm: "text:SENTENCE", or "text:next"
-    label: str  # of its scores: the label that the sentence belongs to, where there is just one
+    label: str  # the label that the sentence belongs to, where there is just one, else the sentence
     sentences: Mapping[str, str]  # own sentence -> wrong one
 
 
@@ -31,6 +34,8 @@ def wrong_arms(chosen: Sequence[ChosenClip], kind: WrongText, *, max_sentences: 
     sentences = sorted({clip.text for clip in chosen})
     if kind == "none" or len(sentences) < 2:
         return []
+    if kind == "auto":
+        kind = "all" if len(sentences) <= max_sentences else "next"
     if kind == "next":
         following = dict(zip(sentences, [*sentences[1:], sentences[0]], strict=True))
         return [WrongArm(NEXT_TEXT, "next", following)]
@@ -44,6 +49,12 @@ def wrong_arms(chosen: Sequence[ChosenClip], kind: WrongText, *, max_sentences: 
         WrongArm(f"{ARM_PREFIX}{wrong}", labels[wrong], {own: wrong for own in sentences if own != wrong})
         for wrong in sentences
     ]
+
+
+def score_part(name: str) -> str:
+    """A label or sentence as part of a score's name: only what metric trackers accept, and not too long."""
+    plain = re.sub(r"[^\w.\- ]+", "_", name).strip() or "none"
+    return plain if len(plain) <= MAX_NAME else f"{plain[:MAX_NAME]}-{short(sha256_bytes(name.encode()))}"
 
 
 def _labels(chosen: Sequence[ChosenClip]) -> dict[str, str]:

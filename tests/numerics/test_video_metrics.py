@@ -23,7 +23,7 @@ from evaluation.video_quality import (
 from evaluation.video_quality.clips import resize
 from evaluation.video_quality.config import ProbeConfig
 from evaluation.video_quality.features import RandomConv3d, random_weights
-from evaluation.video_quality.frechet import set_score
+from evaluation.video_quality.frechet import quick_frechet, set_score
 from evaluation.video_quality.i3d import MIXED, InceptionI3d, load_i3d, preprocess
 from evaluation.video_quality.lpips import CHANNELS, load_lpips
 from evaluation.video_quality.motion import fit_probe
@@ -118,6 +118,12 @@ def test_frechet_distance_equals_scipy_sqrtm(random):
     s, t = np.cov(first.T), np.cov(second.T)
     expected = ((first.mean(0) - second.mean(0)) ** 2).sum() + np.trace(s + t - 2 * scipy.linalg.sqrtm(s @ t).real)
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [5, 40])
+def test_resamples_use_the_same_distance(random, count):
+    first, second = random.normal(size=(count, 12)), random.normal(0.5, 2, size=(count, 12))
+    assert quick_frechet(first, second) == pytest.approx(frechet_distance(first, second), abs=1e-4)
 
 
 def test_kernel_distance_equals_a_double_loop(random):

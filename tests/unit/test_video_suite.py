@@ -16,13 +16,15 @@ from evaluation.video_quality import suite as suite_module
 from evaluation.video_quality.clips import ClipSet
 from evaluation.video_quality.config import VideoQualityConfig
 from evaluation.video_quality.suite import evaluate, run
-from evaluation.video_quality.text import wrong_arms
+from evaluation.video_quality.text import score_part, wrong_arms
 from infra.errors import ConfigError, DataError, InputError
 from infra.media_decode import decode_video
 from ingest.schema import frame_suffix
 from ingest.shard import Member
 from ingest.windows import ClipSource, WindowRule
 from tests.helpers_data import jpeg, npz, pretty_json, sample_record, write_dataset
+from tests.helpers_tvp import tiny_model
+from training.export import save_video_export
 
 SIDE, NUM_FRAMES, CLIP = 24, 12, 5
 WAYS = {"move left": -2, "move right": 2, "stay a little left": -1}
@@ -245,9 +247,18 @@ def test_next_and_no_wrong_sentence(data, tmp_path, rated):
     assert arm.sentences["move left"] == "move right"
     assert arm.sentences["stay a little left"] == "move left"
     assert wrong_arms(chosen, "none", max_sentences=2) == []
+    assert wrong_arms(chosen, "auto", max_sentences=2) == [arm]
+    assert len(wrong_arms(chosen, "auto", max_sentences=3)) == 3
     assert wrong_arms(chosen[::3], "all", max_sentences=2) == []
     with pytest.raises(ConfigError, match="with 3 sentences, more than 2"):
         wrong_arms(chosen, "all", max_sentences=2)
+
+
+def test_names_of_scores_are_what_trackers_accept():
+    assert score_part("pick 7up can, don't spill") == "pick 7up can_ don_t spill"
+    assert score_part("") == "none"
+    long = score_part("put " * 40)
+    assert len(long) < 80 and long != score_part("put " * 41)
 
 
 @pytest.mark.parametrize(
@@ -292,6 +303,25 @@ def test_without_recorded_hands_there_is_no_motion_error(data, tmp_path):
     result = evaluate(config_of(data, tmp_path, probe={"max_frames": 0}, num_clips=6, num_pictures=0), Traveller())
     assert "true-frames" not in result.arms
     assert not any(name.startswith("motion") for name in result.scores)
+
+
+def test_a_real_model_is_rated_and_read_again(data, tmp_path):
+    model = str(tmp_path / "model")
+    digest = save_video_export(model, tiny_model(), card="A test.", inputs=["data"])
+    rule = WindowRule(num_frames=4, stride=2, start_every=12)
+    source = ClipSource(name="travel", url=data, split="validation", rule=rule)
+    config = config_of(data, tmp_path / "a", model=model, sources=(source,), num_clips=3, num_steps=2, num_draws=2)
+    result = run(config)
+    assert result.model_digest == digest and digest in result.inputs
+    assert set(result.arms) == {
+        *("copy-first-frame", "autoencoder", "true-frames"),
+        *(f"text:{text}" for text in WAYS),
+    }
+    assert run(config) == result
+    alone = run(config.model_copy(update={"output": str(tmp_path / "b"), "batch_size": 1}))
+    for together, single in zip(result.items, alone.items, strict=True):
+        assert together.metrics["validation_loss"] == pytest.approx(single.metrics["validation_loss"], rel=1e-4)
+        assert together.metrics["psnr"] == pytest.approx(single.metrics["psnr"], abs=0.02)
 
 
 def rating(losses, *, digest, copied=1.0, psnr=20.0):
