@@ -68,8 +68,7 @@ def write_previews(
 ) -> tuple[str, str]:
     """Write `NAME.mp4` (clips below one another) and `NAME.png` (their frames side by side); returns the two urls.
 
-    The columns are the truth, the prediction in one step, and the one in `num_steps`. Equal arguments give equal
-    bytes. `folder` may be `s3://`.
+    The columns are the truth, the prediction in one step, and the one in `num_steps`. `folder` may be `s3://`.
     """
     if not clips:
         raise ConfigError("previews of no clips.", remedy="Ask for at least one.")
