@@ -164,12 +164,17 @@ def sealed(header: CacheManifest) -> CacheManifest:
 
 
 def fill_cache(
-    header: CacheManifest, output: str, shards: Iterable[int], build: Callable[[list[int]], Iterator[Receipt]]
+    header: CacheManifest,
+    output: str,
+    shards: Iterable[int],
+    build: Callable[[list[int]], Iterator[Receipt]],
+    *,
+    accept: Callable[[list[Receipt]], None] | None = None,
 ) -> tuple[CacheManifest, str]:
     """Build what is missing and commit the manifest; (manifest, version). A finished cache is left alone.
 
-    `build` yields the receipts of the shards it is given, in any order. Raises `DataError` when `output` holds
-    another cache.
+    `build` yields the receipts of the shards it is given, in any order; `accept` may refuse all of them. Raises
+    `DataError` when `output` holds another cache.
     """
     if exists(join(output, MANIFEST_NAME)):
         manifest, version = load_cache_manifest(output)
@@ -185,6 +190,8 @@ def fill_cache(
     for receipt in build([shard for shard in planned if shard not in committed]):
         receipts.append(receipt)
         log.info("shard %d committed (%d of %d)", receipt.shard, len(receipts), len(planned))
+    if accept is not None:
+        accept(receipts)
     result = _commit(header, sorted(receipts, key=lambda receipt: receipt.shard), output)
     _sweep(output)
     return result
