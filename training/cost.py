@@ -8,10 +8,10 @@ was measured on a GPU. Formulas, with n trainable parameters, f frozen ones and 
     sharded (FSDP2)    4 f + 4 n (the same) / g + what is gathered at once + activations
     gathered           working copies of the parameters outside blocks and of two blocks (the next one is fetched
                        while one computes), and one float32 gradient of the larger of these
-    seconds of a step  clips of one GPU x operations of a clip / (peak rate x utilisation)
+    seconds of a step  clips of one GPU x operations of a clip / (peak rate x utilisation), each kind at its own rate
 
-Peak rates are the dense figures of NVIDIA's data sheets (products in bf16 with float32 sums; float32 without tensor
-cores): A100, H100 SXM, H200, L40S data sheets; RTX 4090: Ada architecture white paper.
+Peak rates are the dense figures of NVIDIA's data sheets (bf16 products with float32 sums, TF32, and float32 without
+tensor cores): A100, H100 SXM, H200, L40S data sheets; RTX 4090: Ada architecture white paper.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import nn
 
 from infra.config import Config
 from training.loop import Precision, Task
-from training.meta_step import StepCost, step_cost
+from training.meta_step import Arithmetic, StepCost, step_cost
 
 FLOAT_BYTES, HALF_BYTES = 4, 2
 ADAM_MOMENTS = 2
@@ -39,17 +39,23 @@ class Gpu:
     """Data sheet figures; rates in TFLOP/s, dense."""
 
     memory_gib: int
-    bf16_tflops: float
-    float32_tflops: float
+    bf16: float
+    tf32: float
+    float32: float
+
+    def seconds(self, flops: Mapping[Arithmetic, int]) -> float:
+        """Time of so many operations of each kind at the peak rates."""
+        rates = {"bf16": self.bf16, "tf32": self.tf32, "float32": self.float32}
+        return sum(count / (1e12 * rates[kind]) for kind, count in flops.items())
 
 
 GPUS: Mapping[str, Gpu] = {
-    "A100-40GB": Gpu(40, 312, 19.5),
-    "A100-80GB": Gpu(80, 312, 19.5),
-    "H100-80GB": Gpu(80, 989, 67),
-    "H200-141GB": Gpu(141, 989, 67),
-    "L40S-48GB": Gpu(48, 362, 91.6),
-    "RTX4090-24GB": Gpu(24, 165, 82.6),
+    "A100-40GB": Gpu(40, bf16=312, tf32=156, float32=19.5),
+    "A100-80GB": Gpu(80, bf16=312, tf32=156, float32=19.5),
+    "H100-80GB": Gpu(80, bf16=989, tf32=494, float32=67),
+    "H200-141GB": Gpu(141, bf16=989, tf32=494, float32=67),
+    "L40S-48GB": Gpu(48, bf16=362, tf32=183, float32=91.6),
+    "RTX4090-24GB": Gpu(24, bf16=165, tf32=82.6, float32=82.6),
 }
 
 
@@ -78,10 +84,9 @@ class GpuPlan(Config):
         """Memory of one GPU that a run can fill."""
         return int(GPUS[self.gpu].memory_gib * GIB * USABLE_MEMORY)
 
-    def flops_per_second(self, precision: Precision) -> float:
-        """Rate assumed for one GPU."""
-        figures = GPUS[self.gpu]
-        return 1e12 * self.utilisation * (figures.bf16_tflops if precision == "bf16" else figures.float32_tflops)
+    def seconds_per_clip(self, cost: StepCost) -> float:
+        """Time of one GPU for forward and backward of a clip."""
+        return GPUS[self.gpu].seconds(cost.step_flops_by) / cost.num_clips / self.utilisation
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ def estimate(
         cost = step_cost(task, model, precision, micro_batch)
         whole = replicated_bytes(counts, cost, averaged=averaged)
         part = sharded_bytes(counts, cost, averaged=averaged, num_gpus=plan.num_gpus, precision=precision)
-        seconds = per_gpu * cost.step_flops / cost.num_clips / plan.flops_per_second(precision)
+        seconds = per_gpu * plan.seconds_per_clip(cost)
         return {
             **_work(cost),
             "replicated": _verdict(whole, cost, plan),
@@ -187,7 +192,7 @@ def switch_checkpointing(model: nn.Module, enabled: bool) -> bool:
 def describe_gpus(estimated: Mapping[str, Any]) -> list[str]:
     """The estimate in lines for people."""
     lines = [
-        f"on {estimated['num_gpus']} x {estimated['gpu']} at {estimated['utilisation']:.0%} of the peak in "
+        f"on {estimated['num_gpus']} x {estimated['gpu']} at {estimated['utilisation']:.0%} of the peak rate, "
         f"{estimated['precision']}, {estimated['clips_per_gpu']} clips a step and GPU in passes of "
         f"{estimated['micro_batch_clips']}:"
     ]
@@ -215,6 +220,7 @@ def _work(cost: StepCost) -> dict[str, Any]:
     return {
         "forward_gflop_per_clip": cost.forward_flops / cost.num_clips / 1e9,
         "step_gflop_per_clip": cost.step_flops / cost.num_clips / 1e9,
+        "of_these_gflop": {kind: count / cost.num_clips / 1e9 for kind, count in sorted(cost.step_flops_by.items())},
         "activation_bytes": cost.peak_bytes,
         "weight_copy_bytes": cost.weight_copy_bytes,
     }

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -34,6 +35,7 @@ KEPT_FULL = {"layer_norm", "group_norm", "softmax", "log_softmax", "exp", "expm1
 KEPT_FULL |= {"pow", "__pow__", "__rpow__", "sum", "prod", "cumsum", "norm", "cosine_similarity"}
 KEPT_FULL |= {"mse_loss", "l1_loss", "smooth_l1_loss", "kl_div", "cross_entropy", "nll_loss"}
 
+Arithmetic = Literal["bf16", "tf32", "float32"]
 WeightCopy = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -43,13 +45,19 @@ class StepCost:
 
     `peak_bytes` is the largest sum of what lives at one moment besides weights, their bf16 copies, gradients of
     parameters and optimiser; `weight_copy_bytes` are those copies, which autocast keeps from forward to backward.
+    Operations are told apart by the arithmetic that a GPU does them in: torch lets convolutions of float32 use TF32.
     """
 
     num_clips: int
     forward_flops: int
-    step_flops: int
+    step_flops_by: Mapping[Arithmetic, int]
     peak_bytes: int
     weight_copy_bytes: int
+
+    @property
+    def step_flops(self) -> int:
+        """Operations in any arithmetic."""
+        return sum(self.step_flops_by.values())
 
 
 def step_cost(task: Task, model: nn.Module, precision: Precision, num_clips: int) -> StepCost:
@@ -62,10 +70,10 @@ def step_cost(task: Task, model: nn.Module, precision: Precision, num_clips: int
         as_on_gpu(precision, on_weight_copy=ledger.weight_copy),
     ):
         loss = task.loss(model, batch, torch.device("meta"))["loss"]
-        forward = ledger.flops
+        forward = sum(ledger.flops.values())
         with torch.autocast("cpu", enabled=False):
             _backward(loss)
-    return StepCost(num_clips, forward, ledger.flops, ledger.peak, sum(ledger.weight_copies.values()))
+    return StepCost(num_clips, forward, dict(ledger.flops), ledger.peak, sum(ledger.weight_copies.values()))
 
 
 @contextlib.contextmanager
@@ -142,7 +150,7 @@ class _Ledger(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.flops = 0
+        self.flops: Counter[Arithmetic] = Counter()
         self.peak = 0
         self.weight_copies: dict[Any, int] = {}  # by weight: autocast copies one once, however often it is used
         self._live = 0
@@ -156,7 +164,7 @@ class _Ledger(TorchDispatchMode):
         made = func(*args, **kwargs)
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
-            self.flops += formula(*args, **kwargs, out_val=made)
+            self.flops[_arithmetic(func, args)] += formula(*args, **kwargs, out_val=made)
         for value in tree_leaves(made):
             if isinstance(value, torch.Tensor):
                 self._enter(value.untyped_storage())
@@ -186,6 +194,13 @@ class _Ledger(TorchDispatchMode):
 
     def _leave(self, size: int) -> None:
         self._live -= size
+
+
+def _arithmetic(func: Any, args: Any) -> Arithmetic:
+    dtype = next(value.dtype for value in tree_leaves(args) if isinstance(value, torch.Tensor))
+    if dtype == torch.bfloat16:
+        return "bf16"
+    return "tf32" if "convolution" in func._overloadpacket.__name__ else "float32"
 
 
 @contextlib.contextmanager

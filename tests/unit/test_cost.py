@@ -13,13 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from infra.config import override
 from infra.errors import ConfigError
+from ingest.windows import ClipSource, WindowRule
+from tests.helpers_clips import Take, make_takes
 from tests.helpers_data import make_frames_dataset
 from tests.helpers_training import small_pretrain
 from training.cost import GpuPlan, ParameterCounts, describe_gpus, estimate, replicated_bytes, sharded_bytes
 from training.meta_step import StepCost, as_on_gpu, step_cost
-from training.models.tvp import TextGuidedVideoModel, TVPConfig
 from training.plan import describe, dry_run
-from training.recipes import rsp
+from training.recipes import rsp, tvp
 
 ROWS, WIDTH, DEPTH = 64, 32, 5
 
@@ -111,7 +112,11 @@ def test_operations_are_those_of_torchs_own_counter():
     task = RowsTask(model, shape=(1, 64, WIDTH))
     with FlopCounterMode(display=False) as counter, as_on_gpu("float32"):
         torch.autograd.backward([task.loss(model, task.example(3), torch.device("meta"))["loss"]])
-    assert step_cost(task, model, "float32", 3).step_flops == counter.get_total_flops() > 0
+    found = step_cost(task, model, "float32", 3).step_flops_by
+    assert sum(found.values()) == counter.get_total_flops()
+    convolved = 3 * 2 * 31 * 15 * 2 * 9  # clips, two per product, places, filters, weights of one
+    assert found["tf32"] == 2 * convolved  # forward, and the weights' gradient
+    assert found["float32"] > 0
 
 
 def test_living_bytes_are_those_of_a_sum_by_hand():
@@ -219,7 +224,9 @@ def test_the_peak_is_what_a_real_step_takes(tmp_path_factory):
 
 
 COUNTS = ParameterCounts(trainable=1000, frozen=100, largest_block=300, outside_blocks=50)
-COST = StepCost(num_clips=2, forward_flops=10, step_flops=30, peak_bytes=7000, weight_copy_bytes=2000)
+COST = StepCost(
+    num_clips=2, forward_flops=10, step_flops_by={"bf16": 624, "float32": 39}, peak_bytes=7000, weight_copy_bytes=2000
+)
 
 
 def test_memory_formulas():
@@ -263,13 +270,16 @@ def test_more_gpus_never_need_more_time_or_memory_each():
         assert sharded == sorted(sharded, reverse=True) and sharded[0] > sharded[3]
 
 
-def test_hours_and_price_follow_from_operations_rate_and_utilisation():
+def test_hours_and_price_follow_from_operations_rates_and_utilisation():
     found = chain_estimate(8, gpu="H100-80GB", utilisation=0.5, price_per_gpu_hour=3.0)["without_checkpointing"]
     seconds = 6 * 1e9 * found["step_gflop_per_clip"] / (0.5 * 989e12)
+    assert found["of_these_gflop"] == {"bf16": found["step_gflop_per_clip"]}
     assert found["seconds_per_step"] == pytest.approx(seconds)
     assert found["hours"] == pytest.approx(1000 * seconds / 3600)
     assert found["price"] == pytest.approx(3.0 * 8 * found["hours"])
     assert chain_estimate(8)["without_checkpointing"]["price"] is None
+    # 624 operations at 312, 39 at 19.5: two and two units of time, of two clips, at half the rate.
+    assert GpuPlan(utilisation=0.5).seconds_per_clip(COST) == pytest.approx(4e-12)
 
 
 def test_an_unknown_gpu_is_refused_with_the_known_ones():
@@ -300,25 +310,32 @@ def test_bf16_is_seen_without_storage(tmp_path):
     assert kept["bf16"]["activations"] < 0.9 * kept["float32"]["activations"]  # weights' copies are kept, too
 
 
-class PublishedVideoTask:
-    """The published sizes: 16 frames of 256 x 256 from cached latents, 20 tokens."""
-
-    num_clips, repeats, data_digest = 193_690, 1, "0"
-    config = TVPConfig()
-
-    def example(self, num_clips: int) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.device("meta"):
-            return torch.empty(num_clips, 16, 4, 32, 32), torch.empty(num_clips, 20, 1024)
-
-    def loss(self, model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor], device: torch.device) -> dict:
-        return {"loss": model.training_loss(*batch)}
+@pytest.fixture(scope="module")
+def takes(tmp_path_factory) -> str:
+    return make_takes(tmp_path_factory.mktemp("takes") / "data", [Take(20, text="move the square")] * 3)
 
 
-def test_the_published_training_at_full_size():
+def test_a_video_run_of_any_size_is_estimated_with_and_without_checkpointing(takes):
+    sources = (ClipSource(name="takes", url=takes, rule=WindowRule(num_frames=8)),)
+    config = override(
+        tvp.tiny(vae="", data=sources, output="unused"),
+        ["data.image_size=32", "model.image_size=32", "checkpoint_activations=true"],
+    )
+    plan = dry_run(config, GpuPlan(num_gpus=2))
+    saving, plain = plan["gpus"]["with_checkpointing"], plan["gpus"]["without_checkpointing"]
+    assert saving["forward_gflop_per_clip"] == plain["forward_gflop_per_clip"]
+    assert saving["step_gflop_per_clip"] > plain["step_gflop_per_clip"]
+    assert saving["activation_bytes"] < plain["activation_bytes"]
+    other = dry_run(override(config, ["checkpoint_activations=false"]))
+    assert plan["worker_memory_bytes"]["activations"] < other["worker_memory_bytes"]["activations"]
+
+
+def test_the_published_training_at_full_size(takes):
     """Six clips a GPU were trained on 80 GB with checkpointing: that fits by this estimate, without it does not."""
-    task = PublishedVideoTask()
+    task = tvp.svd(initial="", data=takes, output="unused").build_task()
+    task.from_cache = True  # the published default; only the shapes of a cache are needed
     with torch.device("meta"):
-        model = TextGuidedVideoModel.random(task.config).to("meta")
+        model = task.build_model().to("meta")
     found = estimate(
         task,
         model,
