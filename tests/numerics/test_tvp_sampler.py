@@ -105,7 +105,7 @@ def test_one_step_is_the_prediction_from_the_highest_noise_level() -> None:
     with torch.no_grad():
         predicted = model.denoise(noise * 700.000714, tokens, sigma=sigma, condition=condition)
     own = model.sample(first, tokens, num_steps=1, guidance=(1.0, 1.0), unit_noise=noise)
-    assert torch.allclose(own, predicted, atol=2e-3)  # 700 in float32 leaves four digits
+    assert torch.allclose(own, predicted, atol=1e-5)
 
 
 def test_skipping_the_unconditional_half_changes_nothing() -> None:

@@ -263,7 +263,7 @@ class TextGuidedVideoModel(nn.Module):
     ) -> torch.Tensor:
         first = condition.raw_B1Chw
         if noise is not None:
-            return noise.to(first)
+            return noise.to(first).expand(len(first), -1, -1, -1, -1)  # one draw may serve all clips
         shape = (len(first), self.config.num_frames, *first.shape[2:])
         return torch.randn(shape, generator=generator, device=first.device, dtype=first.dtype)
 

@@ -185,7 +185,8 @@ class FrozenVideoModel:
 
 def to_model_range(images_NHWC: Images, size: int, *, device: torch.device | str = "cpu") -> torch.Tensor:
     """uint8 RGB of any size -> float32 (N, 3, S, S) in [-1, 1], resized as in training: bilinear, squashed."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images_NHWC)).to(device).permute(0, 3, 1, 2).float()
+    # A copy: torch takes neither read-only arrays nor the negative strides of a reversed one.
+    pixels = torch.from_numpy(np.array(images_NHWC, order="C")).to(device).permute(0, 3, 1, 2).float()
     if tuple(pixels.shape[-2:]) != (size, size):
         pixels = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
     return pixels / 127.5 - 1

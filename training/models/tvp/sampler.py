@@ -42,7 +42,8 @@ def euler_sample(
             model, latents * factors.c_in, factors.c_noise, tokens_BLD, condition, guidance=guidance, fps=fps
         )
         predicted = factors.c_out * answer + factors.c_skip * latents
-        latents = latents + (latents - predicted) / sigma * (following - sigma)
+        # Euler's step, written so that nothing of the size of sigma (700 at first) is subtracted from its like.
+        latents = predicted + (latents - predicted) * (following / sigma)
     return latents
 
 

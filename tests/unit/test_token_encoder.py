@@ -1,0 +1,126 @@
+"""Sentences to token states: padded, masked, each by itself; the packaged encoder and a local CLIP folder."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from infra.errors import InputError
+from training.models.common.text import TextEncoderConfig, TokenEncoder
+
+
+@pytest.fixture(scope="module")
+def minilm() -> TokenEncoder:
+    return TokenEncoder(TextEncoderConfig())
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory) -> Path:
+    """A small CLIP text model as transformers writes it, with a vocabulary of single letters."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    folder = tmp_path_factory.mktemp("clip")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}')
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        projection_dim=16, bos_token_id=52, eos_token_id=53, pad_token_id=53,
+    )  # fmt: skip
+    CLIPTextModelWithProjection(config).save_pretrained(folder)
+    return folder
+
+
+def test_states_are_padded_to_one_length(minilm: TokenEncoder) -> None:
+    states = minilm.encode(["press the button", "open it"])
+    assert states.shape == (2, 20, minilm.dim) == (2, 20, 384)
+    assert states.dtype == torch.float32
+    assert not states.requires_grad
+    assert minilm.encode([]).shape == (0, 20, 384)
+
+
+def test_a_sentences_states_do_not_depend_on_its_neighbours(minilm: TokenEncoder) -> None:
+    alone = TokenEncoder(TextEncoderConfig()).encode(["open it"])
+    assert torch.equal(minilm.encode(["press the button on the table", "open it"])[1], alone[0])
+
+
+def test_padding_is_masked(minilm: TokenEncoder) -> None:
+    """Real tokens have the same states however much padding follows."""
+    short = TokenEncoder(TextEncoderConfig(max_tokens=6)).encode(["press the button"])
+    assert torch.allclose(short[0, :5], minilm.encode(["press the button"])[0, :5], atol=1e-5)
+
+
+def test_too_long_a_sentence_is_refused_unless_it_may_be_cut(minilm: TokenEncoder) -> None:
+    sentence = "go " * 19
+    with pytest.raises(InputError, match="21 tokens where the model reads 20") as caught:
+        minilm.encode([sentence])
+    assert "\n" not in str(caught.value)
+    assert minilm.encode(["go " * 18]).shape == (1, 20, 384)
+    cut = TokenEncoder(TextEncoderConfig(truncate=True)).encode([sentence, "go " * 40])
+    assert torch.equal(cut[0], cut[1])
+
+
+def test_digest_names_the_files(minilm: TokenEncoder, clip_folder: Path, tmp_path: Path) -> None:
+    assert minilm.digest == TokenEncoder(TextEncoderConfig(max_tokens=8)).digest
+    other = TokenEncoder(TextEncoderConfig(kind="clip", path=str(clip_folder)))
+    assert len(other.digest) == 64
+    assert other.digest != minilm.digest
+
+
+def test_it_travels_without_its_weights(minilm: TokenEncoder) -> None:
+    minilm.encode(["open it"])
+    sent = pickle.dumps(minilm)
+    assert len(sent) < 1_000_000
+    assert torch.equal(pickle.loads(sent).encode(["open it"]), minilm.encode(["open it"]))
+
+
+def test_clip_states_are_the_last_ones_after_the_norm_with_the_mask(clip_folder: Path) -> None:
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+    encoder = TokenEncoder(TextEncoderConfig(kind="clip", path=str(clip_folder), max_tokens=8))
+    assert encoder.dim == 32
+    states = encoder.encode(["cab", "f"])
+    tokenizer = CLIPTokenizer.from_pretrained(clip_folder)
+    model = CLIPTextModelWithProjection.from_pretrained(clip_folder).eval()
+    inputs = tokenizer(["cab", "f"], padding="max_length", max_length=8, truncation=True, return_tensors="pt")
+    assert inputs["attention_mask"].sum(dim=1).tolist() == [5, 3]
+    with torch.no_grad():
+        expected = model(**inputs).last_hidden_state
+    assert torch.allclose(states, expected, atol=1e-5)
+    assert states[0].std() > 0.5  # the final norm's scale
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        TokenEncoder(TextEncoderConfig(kind="clip", path=str(folder))).encode(["a"])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_folders_that_hold_no_text_model_are_refused(clip_folder: Path, tmp_path: Path) -> None:
+    assert "no config.json" in refused(tmp_path / "nothing")
+    (tmp_path / "config.json").write_text((clip_folder / "config.json").read_text())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    assert "no .safetensors weights" in refused(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not weights")
+    assert "no clip text encoder" in refused(tmp_path)
+
+
+def test_a_text_model_that_lacks_weights_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    import safetensors.torch
+
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    name = next(key for key in weights if key.endswith("final_layer_norm.weight"))
+    del weights[name]
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "final_layer_norm.weight" in refused(folder)
