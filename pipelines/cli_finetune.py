@@ -42,6 +42,8 @@ def train(
     evaluation_override: Annotated[StageOverrides, _overrides_of("evaluation", "the suite's config")] = None,
     backend: Backend = "",
     dry_run: DryRun = False,
+    gpus: Annotated[int, typer.Option(help="With --dry-run: estimate memory and hours on so many.", min=0)] = 0,
+    gpu: Annotated[str, typer.Option(help="With --gpus: which.")] = "A100-80GB",
 ) -> None:
     """Fine-tune a text-guided video model, evaluate and register it.
 
@@ -60,7 +62,8 @@ def train(
         "vae_overrides": vae_override,
     }
     if dry_run:
-        typer.echo(json.dumps(flow_module("finetune-tvp").describe(**parameters), indent=2))
+        plan = flow_module("finetune-tvp").describe(**parameters, gpu=gpu, num_gpus=gpus)
+        typer.echo(json.dumps(plan, indent=2))
         return
     from pipelines.video_data import check_request
 
@@ -119,7 +122,8 @@ def cache(
     *,
     data: Annotated[str, typer.Option(help="Data set of layout video.")],
     output: Annotated[str, typer.Option(help="Folder or s3:// prefix of the cache.")],
-    vae: Annotated[str, typer.Option(help="Whose autoencoder: its export, a video model's, a diffusers folder.")],
+    vae: Annotated[str, typer.Option(help="Autoencoder: its export, a video model's, a diffusers folder.")] = "",
+    official: Annotated[str, typer.Option(help="Import published latents of this annotated corpus instead.")] = "",
     override: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -127,8 +131,18 @@ def cache(
     from infra.config import override as apply
     from training.cache import CacheConfig
     from training.cache_build import plan, run
+    from training.official_latents import OfficialLatentsConfig, import_official
 
-    config = apply(CacheConfig.parse({"data": data, "vae": vae, "output": output}), override or [])
+    values = {"data": data, "vae": vae, "output": output}
+    if official:
+        if dry_run:
+            raise ConfigError("--dry-run plans an encoding; an import only copies.", remedy="Leave one of them out.")
+        imported = apply(OfficialLatentsConfig.parse(values | {"corpus": official}), override or [])
+        typer.echo(json.dumps(import_official(imported), indent=2))
+        return
+    if not vae:
+        raise ConfigError("no autoencoder is named.", remedy="Give --vae, or --official for published latents.")
+    config = apply(CacheConfig.parse(values), override or [])
     typer.echo(json.dumps(plan(config) if dry_run else run(config), indent=2))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from pathlib import PurePosixPath
 from typing import Any
 
 from evaluation.report import (
@@ -16,7 +17,7 @@ from evaluation.report import (
     TrainingRun,
 )
 from evaluation.report.inputs import VIDEO_SECTIONS
-from evaluation.report.run import build, save_inputs
+from evaluation.report.run import INPUTS_NAME, build, save_inputs
 from infra.config import Config
 from infra.digests import pretty_json, sha256_json, short
 from infra.lineage import trace
@@ -50,18 +51,22 @@ class FinetuneOutcome(Config):
 def record_given_weights(config: FinetuneConfig) -> None:
     """Note weights that no run here made, so that a lineage ends at them by name instead of leading nowhere."""
     text = config.model.text
-    given = {f"text encoder {text.kind}": TokenEncoder(text).digest}
+    given = {f"text-encoder-{text.kind}": TokenEncoder(text).digest}
     if config.initial and is_diffusers_folder(config.initial):
-        given[f"weights of {config.initial}"] = video_digest(config.initial)
+        given[PurePosixPath(config.initial).name] = video_digest(config.initial)
     for name, digest in given.items():
-        record = {"id": digest, "digest": digest, "kind": GIVEN, "name": name, "inputs": []}
-        create_only(settings().at("weights", short(digest), "export.json"), pretty_json(record))
+        record = {"id": digest, "digest": digest, "kind": GIVEN, "inputs": []}
+        create_only(settings().at("weights", f"{name}-{short(digest)}", "export.json"), pretty_json(record))
 
 
 def write_video_report(outcome: FinetuneOutcome) -> str:
-    """Write `report.json` and `report.html` below the home folder; returns the page's path."""
+    """Write `report.json` and `report.html` below the home folder; returns the page's path.
+
+    What is saved already stays: a second run finds everything done, and its seconds say nothing.
+    """
     folder = settings().at("reports", f"finetune-tvp-{short(sha256_json([outcome.export, outcome.result]))}")
-    save_inputs(report_inputs(outcome, folder), folder)
+    if not exists(join(folder, INPUTS_NAME)):
+        save_inputs(report_inputs(outcome, folder), folder)
     return str(build("video", folder))
 
 

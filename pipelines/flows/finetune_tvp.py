@@ -185,21 +185,28 @@ def describe(
     overrides: list[str] | None = None,
     clips: list[str] | None = None,
     vae_overrides: list[str] | None = None,
+    gpu: str = "",
+    num_gpus: int = 0,
 ) -> dict[str, Any]:
     """What a run would do, without doing it: each stage's resolved config, and its plan where the data is there.
 
     The training is planned from pixels: caches and a fitted autoencoder do not exist yet, and the UNet's part, which
-    is nearly all of it, is the same.
+    is nearly all of it, is the same. With `num_gpus` the plan also estimates memory and hours on these.
     """
+    from training.cost import GpuPlan
     from training.plan import dry_run
 
     check_request(preset, data or [], initial=initial, is_plan=True)
     rule = frame_rule(preset, clips)
     sources = training_sources(data, rule=rule, mixture=mixture) if data else base(preset, UNPLACED).data.sources
     start = absolute(initial) if initial else ""
-    config = configure(preset, sources, start=start, is_vae=not initial, overrides=overrides)
-    stages: dict[str, Any] = {} if initial else {"fit-vae": configure_vae(sources, vae_overrides)}
+    config = configure(preset, sources, start=start, is_vae=False, overrides=overrides)
+    has_own_vae = bool(initial) or preset == "svd"
+    stages: dict[str, Any] = {} if has_own_vae else {"fit-vae": configure_vae(sources, vae_overrides)}
     stages["finetune-tvp"] = config
-    return {
-        name: ({"plan": dry_run(stage)} if data else {}) | {"config": stage.to_json()} for name, stage in stages.items()
+    machines = GpuPlan.parse({"gpu": gpu, "num_gpus": num_gpus}) if num_gpus else None
+    plans = {
+        name: {"plan": dry_run(stage, machines if stage is config else None)} if data else {}
+        for name, stage in stages.items()
     }
+    return {name: plans[name] | {"config": stage.to_json()} for name, stage in stages.items()}

@@ -16,12 +16,13 @@ from infra.registry import CANDIDATE, RESULT_TAG, VIDEO, Registry
 from infra.settings import settings
 from infra.storage import read_json
 from infra.tracking import Tracker
+from pipelines import cli
 
 pytestmark = [pytest.mark.prefect, pytest.mark.sim]
 
 SMALL: dict[str, Any] = {
-    "simulate": ["episodes=3", 'tasks=["drawer-open","handle-press"]', "size=64", "damage=false", "workers=1"],
-    "ingest": ["recipe.validation_share=0.34", "workers=0"],
+    "simulate": ["episodes=2", 'tasks=["drawer-open","handle-press"]', "size=64", "damage=false", "workers=1"],
+    "ingest": ["recipe.validation_share=0.5", "workers=0"],
     "clips": ["num_frames=4", "stride=8", "start_every=8"],
     "vae_overrides": ["schedule.steps=2", "schedule.warmup_steps=1", "global_batch_size=4", "report_frames=8"],
     "cache_overrides": ["workers=0"],
@@ -50,7 +51,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home of its own, and Prefect without its server: only its engine."""
+    """A home of its own; the server that Prefect starts for it ends with it."""
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("FOREFRAME_", "PREFECT_"))]:
@@ -62,6 +63,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
         prepare_prefect()
         yield folder
+        from prefect.server.api.server import SubprocessASGIServer
+
+        for server in list(SubprocessASGIServer._instances.values()):
+            server.stop()
     settings.cache_clear()
 
 
@@ -71,6 +76,13 @@ def export(home: Path) -> str:
 
     url: str = finetune_tvp(**SMALL)
     return url
+
+
+def command(*arguments: str) -> int:
+    """Exit code of a command."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(list(arguments))
+    return int(stopped.value.code or 0)
 
 
 def files(home: Path) -> dict[str, int]:
@@ -84,7 +96,7 @@ def test_a_candidate_with_a_card_and_previews_is_registered(export):
     assert candidate is not None
     assert (candidate.url, candidate.export_digest) == (export, read_json(f"{export}/export.json")["digest"])
     card = (Path(export) / "README.md").read_text()
-    assert "Text-guided video model" in card and "validation loss" in card
+    assert "Text-guided video model" in card and "validation loss" in card and "load_video_model" in card
     assert {path.suffix for path in (Path(export).parent / "previews").iterdir()} == {".mp4", ".png"}
 
 
@@ -107,7 +119,7 @@ def test_training_and_evaluation_saw_different_episodes(export, home):
 
 def test_the_lineage_reaches_the_source_videos(export, home):
     found = trace(export, home=str(home))
-    assert len(found.sources) == 6
+    assert len(found.sources) == 4
     assert found.missing == ()
     assert {"tvp", "video-vae", "latent-cache", "data set", "given weights"} <= {node.kind for node in found.nodes}
 
@@ -127,10 +139,39 @@ def test_the_gate_answers_for_a_video_model(export):
     assert not verdict["promote"] and verdict["reasons"]  # two clips are too few for any interval
 
 
+def test_previews_conversion_and_cache_from_the_command_line(export, home, tmp_path, capsys):
+    from diffusers import UNetSpatioTemporalConditionModel
+    from safetensors.torch import load_file
+
+    (data,) = (home / "datasets").iterdir()
+    (autoencoder,) = (home / "runs").glob("vae-tiny-*/export")
+    small = ["--num-clips", "1", "--num-steps", "2", "--output", str(tmp_path / "shown")]
+    assert command("finetune", "preview", "--model", export, "--data", str(data), *small) == 0
+    assert {path.name for path in (tmp_path / "shown").iterdir()} == {"preview.mp4", "preview.png"}
+    assert command("finetune", "preview", "--model", str(autoencoder), "--data", str(data), *small) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "'video-vae' export" in error
+
+    folder = tmp_path / "converted"
+    assert command("finetune", "convert", export, str(folder)) == 0
+    weights = load_file(f"{export}/model.safetensors")
+    unet = UNetSpatioTemporalConditionModel.from_pretrained(folder / "unet")
+    assert all(value.equal(weights[f"unet.{name}"]) for name, value in unet.state_dict().items())
+    assert command("finetune", "convert", export, str(folder)) == 2
+    assert "is not empty" in capsys.readouterr().err.splitlines()[-1]
+
+    plan = ["--data", str(data), "--vae", str(folder), "--output", str(tmp_path / "cache"), "-o", "image_size=64"]
+    capsys.readouterr()
+    assert command("finetune", "cache", "--dry-run", *plan) == 0
+    assert json.loads(capsys.readouterr().out)["latent_shape"] == [4, 8, 8]
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_second_run_finds_everything_done(export, home):
     from pipelines.flows.finetune_tvp import finetune_tvp
 
     before = files(home)
+    assert before
     assert finetune_tvp(**SMALL) == export
     assert files(home) == before
     assert [version.version for version in [Registry(Tracker()).alias(VIDEO, CANDIDATE)] if version] == [1]
