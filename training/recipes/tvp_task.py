@@ -22,7 +22,7 @@ from training.callbacks.metrics_file import METRICS_NAME
 from training.callbacks.previews import VALIDATION_LOSS
 from training.data.video_clips import ClipBatch, ClipVisit, VideoClipDataset, to_model_range
 from training.export import model_card
-from training.export_video import load_vae, load_video_weights, save_video_export, video_digest
+from training.export_video import VIDEO_LOADING, load_vae, load_video_weights, save_video_export, video_digest
 from training.loop import Group
 from training.models.common.text import TokenEncoder
 from training.models.tvp import TextGuidedVideoModel, TVPConfig, TVPDraws, encode_text
@@ -181,6 +181,7 @@ class TVPTask:
             facts=self._facts(summary, rated),
             limits="It knows the scenes, cameras and sentences of its sources. A low loss does not say that what it "
             "shows is possible: see the evaluations that name this export's digest.",
+            loading=VIDEO_LOADING,
         )
         return save_video_export(folder, model, card=card, inputs=self.inputs)
 

@@ -28,7 +28,7 @@ from training.data.loader import step_loader
 from training.data.rng import ClipRandom
 from training.data.video_clips import ClipVisit, VideoClipDataset, VideoDataConfig, resize_clip, to_model_range
 from training.export import model_card
-from training.export_video import save_vae_export
+from training.export_video import VIDEO_LOADING, save_vae_export
 from training.loop import Group
 from training.models.tvp import VAEConfig
 from training.models.tvp.autoencoder import random_autoencoder
@@ -221,6 +221,7 @@ class VAETask:
                 summary="An AutoencoderKLTemporalDecoder fitted on single frames of one corpus.",
                 facts=facts,
                 limits="It knows the scenes of its corpus and no others. Decode one frame at a time.",
+                loading=VIDEO_LOADING,
             ),
             inputs=self.inputs,
         )
