@@ -61,7 +61,7 @@ def model_of(task, seed=3):
     task.prepare(model)
     with torch.no_grad():
         for weight in model.unet.parameters():
-            weight += 0.02 * torch.randn_like(weight)
+            weight.add_(torch.randn_like(weight), alpha=0.02)
     return model
 
 
