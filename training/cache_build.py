@@ -185,17 +185,21 @@ def _build_on_ray(shards: list[int], config: CacheConfig, header: CacheManifest)
             num_cpus=1,
             num_gpus=1 if config.use_gpu else None,
             compute=ray.data.ActorPoolStrategy(size=min(config.workers, len(shards))),
-            max_restarts=MAX_RESTARTS,
-            max_task_retries=MAX_RESTARTS,
+            ray_remote_args_fn=_limits,
         )
         try:
             for row in filled.iter_rows():
                 yield Receipt.parse(from_row(row))
         except RayError as error:
+            reason = str(error).strip().splitlines()[-1].partition(". ")[0]  # the rest is a paragraph of advice
             raise ServiceError(
-                f"filling the latent cache on Ray failed: {str(error).strip().splitlines()[-1]}.",
+                f"filling the latent cache on Ray failed: {reason}.",
                 remedy="Run again: committed shards stay. Workers that keep dying have too little memory.",
             ) from error
+
+
+def _limits() -> dict[str, int]:
+    return {"max_restarts": MAX_RESTARTS, "max_task_retries": MAX_RESTARTS}
 
 
 def _filler(

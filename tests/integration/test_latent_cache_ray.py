@@ -58,7 +58,7 @@ def test_everything_on_s3(places, moto_s3, tmp_path):
     remote = join(moto_s3, "latent-cache")
     put_folder(Path(data), join(remote, "data"), last="manifest.json")
     put_folder(Path(vae), join(remote, "vae"), last="export.json")
-    config = config_of(join(remote, "data"), join(remote, "vae"), Path("unused"), output=join(remote, "cache"))
+    config = config_of(join(remote, "data"), join(remote, "vae"), tmp_path)
     config = config.model_copy(update={"output": join(remote, "cache")})
     assert run(config)["version"] == LatentCache(str(output)).version
     near, far = LatentCache(str(output)), LatentCache(join(remote, "cache"))
