@@ -33,6 +33,7 @@ def train(
     corpus: Annotated[str, typer.Option(help="Folder in the annotated layout, ingested first.")] = "",
     initial: Annotated[str, typer.Option(help="Weights to start from: a diffusers folder or an export.")] = "",
     mixture: Annotated[str, typer.Option(help="Published shares: calvin, robot or paper-table8.")] = "",
+    from_pixels: Annotated[bool, typer.Option("--from-pixels", help="Encode at every step, cache nothing.")] = False,
     override: Overrides = None,
     clips_override: Annotated[StageOverrides, _overrides_of("clips", "the frame rule of clips")] = None,
     vae_override: Annotated[StageOverrides, _overrides_of("vae", "the autoencoder's config")] = None,
@@ -70,6 +71,7 @@ def train(
     check_request(preset, data or [], corpus=corpus, initial=initial)
     parameters |= {
         "corpus": corpus,
+        "from_pixels": from_pixels,
         "cache_overrides": cache_override,
         "ingest": ingest_override,
         "simulate": simulate_override,

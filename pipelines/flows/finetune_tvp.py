@@ -45,6 +45,7 @@ def finetune_tvp(
     corpus: str = "",
     initial: str = "",
     mixture: str = "",
+    from_pixels: bool = False,
     overrides: list[str] | None = None,
     clips: list[str] | None = None,
     vae_overrides: list[str] | None = None,
@@ -59,37 +60,30 @@ def finetune_tvp(
 
     `data` are data sets of layout `video`; else `corpus` is a folder in the annotated layout, ingested first; else
     demonstrations of the simulator are made (`simulate` overrides which). `mixture` names published shares.
-    `initial` is a diffusers folder or an export. Each list overrides one stage: the training config, the frame rule
-    of clips, the autoencoder, the cache, the ingest, the evaluation.
+    `initial` is a diffusers folder or an export; `from_pixels` encodes at every step instead of once. Each list
+    overrides one stage: training config, frame rule of clips, autoencoder, cache, ingest, evaluation.
     """
     with tracked("finetune-tvp", backend=backend, parent=parent_run) as run:
         clock = Clock()
         check_request(preset, data or [], corpus=corpus, initial=initial)
         with clock.stage("episodes"):
             urls = data_sets(run, data or [], corpus=corpus, ingest=ingest, simulate=simulate)
-        rule = frame_rule(preset, clips)
-        sources = training_sources(urls, rule=rule, mixture=mixture)
+        sources = training_sources(urls, rule=frame_rule(preset, clips), mixture=mixture)
         start = absolute(initial) if initial else ""
         if not start:
             with clock.stage("autoencoder"):
                 start = fit_vae(run, sources, vae_overrides)
-        config = configure(preset, sources, start=start, is_vae=not initial, overrides=overrides)
-        with clock.stage("latent caches"):
-            caches = {url: cache_latents(run, url, config, start, cache_overrides) for url in urls}
-        config = configure(preset, with_latents(sources, caches), start=start, is_vae=not initial, overrides=overrides)
+        wanted: dict[str, Any] = {"start": start, "is_vae": not initial, "overrides": overrides}
+        config = configure(preset, sources, **wanted)
+        if not from_pixels:
+            with clock.stage("latent caches"):
+                caches = {url: cache_latents(run, url, config, start, cache_overrides) for url in urls}
+            config = configure(preset, with_latents(sources, caches), **wanted)
         with clock.stage("video model"):
-            train_run = run.step("training.main", config, name="finetune-tvp", dataset=described(urls[0]))
-        export = join(config.output, EXPORT)
-        record_given_weights(config)
-        register(run, VIDEO, export, train_run)
+            export = fine_tune(run, config)
         with clock.stage("evaluation"):
-            result = evaluate(
-                suite="video-prediction",
-                model=export,
-                overrides=evaluation,
-                backend=backend,
-                parent_run=run.run.run_id,
-            )
+            child: dict[str, Any] = {"backend": backend, "parent_run": run.run.run_id}
+            result = evaluate(suite="video-prediction", model=export, overrides=evaluation, **child)
         outcome = FinetuneOutcome(
             export=export,
             autoencoder="" if initial else start,
@@ -100,6 +94,15 @@ def finetune_tvp(
         page = write_video_report(outcome)
         run.link("finetune-tvp-report", page if "://" in page else "", "Report")
         return export
+
+
+def fine_tune(run: FlowRun, config: FinetuneConfig) -> str:
+    """Train and register as candidate; returns the url of the export."""
+    train_run = run.step("training.main", config, name="finetune-tvp", dataset=described(config.data.sources[0].url))
+    export = join(config.output, EXPORT)
+    record_given_weights(config)
+    register(run, VIDEO, export, train_run)
+    return export
 
 
 def data_sets(
