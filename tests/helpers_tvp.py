@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from training.models.tvp import TextGuidedVideoModel, TVPConfig, UNetConfig, VAEConfig
+from training.models.tvp.model import random_unet
 
 TINY = TVPConfig(
     unet=UNetConfig(
@@ -31,6 +32,13 @@ def tiny_model(config: TVPConfig = TINY, *, seed: int = 0, dtype: torch.dtype = 
                 if weight.ndim <= 1:
                     weight.add_(0.1 * torch.randn_like(weight))
     return model
+
+
+def untouched_unet(model: TextGuidedVideoModel, config: TVPConfig = TINY):
+    """diffusers' own UNet with the model's weights, without what the model adds to its attention."""
+    unet = random_unet(config.unet).to(model.unet.dtype)
+    unet.load_state_dict(model.unet.state_dict())
+    return unet
 
 
 def randoms(seed: int, dtype: torch.dtype = torch.float32):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers_tvp import TINY, randoms, tiny_model
+from tests.helpers_tvp import TINY, randoms, tiny_model, untouched_unet
 from training.models.tvp import TextGuidedVideoModel, TVPConfig
 from training.models.tvp.features import up_block_outputs
 
@@ -56,6 +56,20 @@ def test_every_clip_attends_to_its_own_text() -> None:
         together = unet(latents, time, tokens, ids).sample
         alone = [unet(latents[i : i + 1], time[:1], tokens[i : i + 1], ids[:1]).sample for i in range(2)]
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+
+
+def test_one_text_per_clip_changes_no_answer_and_reads_it_once() -> None:
+    model = tiny_model()
+    plain = untouched_unet(model)
+    latents, tokens, ids = inputs_of(2, 4, 8, 8)
+    rows: dict[str, list[int]] = {"own": [], "plain": []}
+    for name, unet in (("own", model.unet), ("plain", plain)):
+        keys = unet.down_blocks[0].attentions[0].temporal_transformer_blocks[0].attn2.to_k
+        keys.register_forward_pre_hook(lambda _m, inputs, name=name: rows[name].append(len(inputs[0])))
+    with torch.no_grad():
+        own, theirs = (unet(latents, torch.ones(2), tokens, ids).sample for unet in (model.unet, plain))
+    assert torch.allclose(own, theirs, atol=1e-5)
+    assert rows == {"own": [2], "plain": [2 * 8 * 8]}
 
 
 def test_networks_have_no_buffers_so_weights_are_all_there_is() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from infra.settings import Settings
-from tests.helpers_tvp import randoms, tiny_model
+from tests.helpers_tvp import randoms, tiny_model, untouched_unet
 from tests.numerics.tvp_plain import latent_path_loss, pixel_path_loss
 from training.models.tvp import TextGuidedVideoModel, TVPConfig, TVPDraws, UNetConfig, VAEConfig, encode_text
 from training.models.tvp.schedule import karras_sigmas, start_scale
@@ -140,7 +140,7 @@ def tiny_case(dtype: torch.dtype, *, clips: int = 3):
 def test_latent_path_is_the_plain_statement(dtype: torch.dtype, tolerance: float) -> None:
     model, _, latents, tokens, draws = tiny_case(dtype)
     plain = latent_path_loss(
-        model.unet, latents, tokens, keep_uniform=draws.text_keep, sigma_normal=draws.sigma_noise,
+        untouched_unet(model), latents, tokens, keep_uniform=draws.text_keep, sigma_normal=draws.sigma_noise,
         noise=draws.latent_noise, factor=0.4,
     )  # fmt: skip
     assert model.training_loss(latents, tokens, draws).item() == pytest.approx(plain.item(), rel=tolerance)
@@ -150,7 +150,7 @@ def test_latent_path_is_the_plain_statement(dtype: torch.dtype, tolerance: float
 def test_pixel_path_is_the_plain_statement(dtype: torch.dtype, tolerance: float) -> None:
     model, pixels, _, tokens, draws = tiny_case(dtype)
     plain = pixel_path_loss(
-        model.unet, model.vae, pixels, tokens, keep_uniform=draws.text_keep, sigma_normal=draws.sigma_noise,
+        untouched_unet(model), model.vae, pixels, tokens, keep_uniform=draws.text_keep, sigma_normal=draws.sigma_noise,
         noise=draws.latent_noise, image_normal=draws.image_sigma_noise, image_noise=draws.image_noise, factor=0.4,
     )  # fmt: skip
     assert model.training_loss(None, tokens, draws, pixels=pixels).item() == pytest.approx(plain.item(), rel=tolerance)
@@ -166,11 +166,11 @@ def test_gradients_of_both_paths_are_slopes() -> None:
 def test_gradient_is_the_plain_statements() -> None:
     model, _, latents, tokens, draws = tiny_case(torch.float64, clips=2)
     model.training_loss(latents, tokens, draws).backward()
-    own = [weight.grad.clone() for weight in model.unet.parameters()]
-    model.zero_grad()
+    own = [weight.grad for weight in model.unet.parameters()]
+    unet = untouched_unet(model)
     latent_path_loss(
-        model.unet, latents, tokens, keep_uniform=draws.text_keep, sigma_normal=draws.sigma_noise,
+        unet, latents, tokens, keep_uniform=draws.text_keep, sigma_normal=draws.sigma_noise,
         noise=draws.latent_noise, factor=0.4,
     ).backward()  # fmt: skip
-    for weight, gradient in zip(model.unet.parameters(), own, strict=True):
+    for weight, gradient in zip(unet.parameters(), own, strict=True):
         assert (weight.grad - gradient).norm() <= 1e-9 * (1e-6 + gradient.norm())

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import nn
 
+from training.models.tvp.attention import share_text
 from training.models.tvp.autoencoder import ENCODE_CHUNK, decode_clips, encode_frames, on_one_device, random_autoencoder
 from training.models.tvp.config import TVPConfig, UNetConfig, VAEConfig
 from training.models.tvp.features import FeatureTap, Interpolation
@@ -50,6 +51,7 @@ class TextGuidedVideoModel(nn.Module):
         super().__init__()
         self.config = config
         self.unet = unet
+        share_text(unet)
         self.vae = vae.eval().requires_grad_(False)
 
     @classmethod
