@@ -201,9 +201,11 @@ def describe_gpus(estimated: Mapping[str, Any]) -> list[str]:
         if variant is None:
             lines.append("  with checkpointing: this model has no such switch")
             continue
+        chosen = " (as configured)" if estimated.get("configured") == name else ""
         price = "" if variant["price"] is None else f", price {variant['price']:,.0f}"
         lines.append(
-            f"  {name.replace('_', ' ')}: {variant['hours']:.1f} h ({variant['gpu_hours']:.0f} GPU hours{price}), "
+            f"  {name.replace('_', ' ')}{chosen}: {variant['hours']:.1f} h "
+            f"({variant['gpu_hours']:.0f} GPU hours{price}), "
             f"{variant['step_gflop_per_clip']:,.0f} GFLOP a clip; "
             f"memory of one GPU {_memory(variant, 'replicated')}, {_memory(variant, 'sharded')}"
         )

@@ -27,13 +27,15 @@ def dry_run(config: RunConfig, gpus: GpuPlan | None = None) -> dict[str, Any]:
     with torch.device("meta"):
         model = task.build_model().to("meta")  # some modules make a tensor that ignores the context
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     stored = sum(tensor.numel() for tensor in model.state_dict().values())
     workers = max(1, config.compute.workers)
     per_rank = math.ceil(config.global_batch_size / workers)
     micro_batch = min(per_rank, config.micro_batch_size or per_rank)
     copies = 2 + ADAM_MOMENTS + (config.optim.ema_decay is not None)
-    fixed = FLOAT_BYTES * trainable * copies
-    switch_checkpointing(model, bool(getattr(config, "checkpoint_activations", False)))
+    fixed = FLOAT_BYTES * (trainable * copies + frozen)
+    checkpointed = bool(getattr(config, "checkpoint_activations", False))
+    switch_checkpointing(model, checkpointed)
     activations = activation_bytes(task, model, config, micro_batch)
     checkpoint = FLOAT_BYTES * (stored + trainable * (copies - 2))
     if gpus is None and config.compute.use_gpu:
@@ -66,6 +68,7 @@ def dry_run(config: RunConfig, gpus: GpuPlan | None = None) -> dict[str, Any]:
             micro_batch_size=config.micro_batch_size,
             averaged=config.optim.ema_decay is not None,
         )
+        plan["gpus"]["configured"] = "with_checkpointing" if checkpointed else "without_checkpointing"
     return plan
 
 

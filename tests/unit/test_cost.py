@@ -323,6 +323,7 @@ def test_a_video_run_of_any_size_is_estimated_with_and_without_checkpointing(tak
     )
     plan = dry_run(config, GpuPlan(num_gpus=2))
     saving, plain = plan["gpus"]["with_checkpointing"], plan["gpus"]["without_checkpointing"]
+    assert "  with checkpointing (as configured): " in describe(plan)
     assert saving["forward_gflop_per_clip"] == plain["forward_gflop_per_clip"]
     assert saving["step_gflop_per_clip"] > plain["step_gflop_per_clip"]
     assert saving["activation_bytes"] < plain["activation_bytes"]
@@ -348,9 +349,10 @@ def test_the_published_training_at_full_size(takes):
     )
     saving, plain = found["with_checkpointing"], found["without_checkpointing"]
     assert found["trainable_parameters"] == pytest.approx(1.5246e9, rel=1e-3)
-    assert saving["forward_gflop_per_clip"] == pytest.approx(4960, abs=1)  # counted from the shapes, by hand
-    assert plain["step_gflop_per_clip"] == pytest.approx(3 * 4960, rel=0.02)
-    assert 3.3 * 4960 < saving["step_gflop_per_clip"] <= 4 * 4960
+    # Counted from the shapes by hand: 4960, of which 254 are keys and values of the text for every single pixel.
+    assert 4960 - 255 < saving["forward_gflop_per_clip"] < 4960 + 1
+    assert plain["step_gflop_per_clip"] == pytest.approx(3 * plain["forward_gflop_per_clip"], rel=0.02)
+    assert 3.3 < saving["step_gflop_per_clip"] / saving["forward_gflop_per_clip"] <= 4
     assert saving["replicated"]["fits"] and not plain["replicated"]["fits"]
     assert saving["sharded"]["bytes"] < saving["replicated"]["bytes"]
     published_hours = (48, 72)
