@@ -97,10 +97,13 @@ def test_a_model_from_elsewhere_needs_a_data_set(tmp_path):
 
 def test_previews_choose_their_split(tmp_path):
     url = corpus(tmp_path / "data", ["bridge", "rt1"], held_out=["rt1"])
-    chosen = {
-        split: [(source.name, source.split) for source in preview_sources(url, model="m", num_frames=4, split=split)]
-        for split in ("validation", "train", "all")
-    }
+    cached = [source.model_copy(update={"latents": "a-cache"}) for source in training_sources([url], rule=RULE)]
+    model = run_beside(tmp_path, cached)
+    chosen = {}
+    for split in ("validation", "train", "all"):
+        sources = preview_sources(url, model=model, num_frames=4, split=split)
+        chosen[split] = [(source.name, source.split) for source in sources]
+        assert not any(source.latents for source in sources)  # previews are read from pixels
     assert chosen["validation"] == [("rt1", "validation")]
     assert chosen["train"] == [("bridge", "train"), ("rt1", "train")]
     assert chosen["all"] == [("bridge", None), ("rt1", None)]
