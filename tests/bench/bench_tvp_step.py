@@ -5,7 +5,7 @@ float32, each path with and without activation checkpointing, optimiser and read
 agree within 1e-5 before anything is timed, so the cache gives the posterior's mean and the first frame gets no noise.
 Then what a batch costs to read, from the cache and from H.264. Rounds are interleaved; medians of the CPU seconds of
 all threads are printed, beside the ratio of operations counted on the meta device, which arithmetic alone would give,
-and the counted ratio at full size. The VAE weighs more here than at full size: 1.1 times the UNet's forward pass, not 0.9.
+and the counted ratio at full size. The VAE weighs more here than there: 1.1 times the UNet's forward pass, not 0.9.
 """
 
 from __future__ import annotations
