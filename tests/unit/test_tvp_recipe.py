@@ -330,10 +330,10 @@ def test_a_data_set_without_held_out_clips_shows_training_clips_and_rates_none(p
     sources = (ClipSource(name="a", url=parts["data"], split=None, rule=rule, labels=()),)
     task = small_finetune(parts, tmp_path, sources=sources).build_task()
     shown, rated = task.preview_clips()
-    assert (len(shown), len(rated)) == (2, 2)
+    assert (len(shown), len(rated)) == (1, 2)
     only = make_parts_without_validation(parts, tmp_path)
     shown, rated = small_finetune(only, tmp_path).build_task().preview_clips()
-    assert (len(shown), len(rated)) == (2, 0)
+    assert (len(shown), len(rated)) == (1, 0)
 
 
 def make_parts_without_validation(parts, tmp_path):
