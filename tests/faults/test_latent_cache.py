@@ -28,11 +28,12 @@ DRIVER = """
 import os, sys
 from pathlib import Path
 from training.cache import CacheConfig
-from training.cache_build import run
+from training.cache_build import plan, run
 from training.models.common.text import TokenEncoder
 
 config = CacheConfig.load(Path(sys.argv[1]))
-TokenEncoder(config.text).encode(["imports transformers"])
+plan(config)
+TokenEncoder(config.text).encode(["all libraries are imported now"])
 for number, point in enumerate(sys.argv[2:]):
     child = os.fork()
     if child == 0:
@@ -53,7 +54,7 @@ def killed(tmp_path_factory):
     config.save(folder / "config.json")
     argv = [sys.executable, "-c", DRIVER, str(folder / "config.json"), *POINTS]
     variables = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    driver = subprocess.run(argv, env=variables, capture_output=True, text=True, timeout=240, check=False)
+    driver = subprocess.run(argv, env=variables, capture_output=True, text=True, timeout=400, check=False)
     assert driver.stdout.split() == [str(-signal.SIGKILL)] * len(POINTS), driver.stderr
     return config, content(folder / "cache")
 
