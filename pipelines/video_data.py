@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from infra.errors import ConfigError, InputError
@@ -69,13 +69,16 @@ def training_sources(urls: Sequence[str], *, rule: WindowRule, mixture: str = ""
 def evaluation_sources(model: str, data: str = "") -> tuple[ClipSource, ...]:
     """Held-out clips for a model, cut as in its training.
 
-    Without `data` those of the data sets it was trained on; `InputError` when nothing is held out there.
+    Without `data` those of the data sets it was trained on; `InputError` when nothing is held out there. A data set
+    that the model never saw is held out as a whole, unless it has a validation split of its own.
     """
-    sources = sources_of_run(model)
-    if data:
-        sources = _sources_in(data, sources, num_frames=frames_of(model))
-    if not sources:
+    known = sources_of_run(model)
+    if not data and not known:
         raise ConfigError(f"nothing says what {model} was trained on.", remedy="Name a data set with --data.")
+    sources = _sources_in(data, known, num_frames=frames_of(model)) if data else known
+    is_foreign = data and absolute(data) not in {absolute(source.url) for source in known}
+    if is_foreign and not held_out(sources):
+        return tuple(source.model_copy(update={"split": None}) for source in sources)
     return _held_out(sources)
 
 
@@ -108,10 +111,13 @@ def frames_of(model: str) -> int:
 
 
 def _sources_in(data: str, known: Sequence[ClipSource], *, num_frames: int) -> tuple[ClipSource, ...]:
+    """The known sources of a data set; one that is not among them is cut by their rule where they all have the same."""
     url = absolute(data)
     if same := tuple(source for source in known if absolute(source.url) == url):
         return same
-    return training_sources([url], rule=WindowRule(num_frames=num_frames, short="repeat"))
+    rules = {source.rule for source in known}
+    rule = rules.pop() if len(rules) == 1 else WindowRule(num_frames=num_frames, short="repeat")
+    return training_sources([url], rule=rule)
 
 
 def _held_out(sources: Sequence[ClipSource]) -> tuple[ClipSource, ...]:
@@ -150,8 +156,3 @@ def _distinct(sources: Sequence[ClipSource]) -> tuple[ClipSource, ...]:
         count = seen[source.name] = seen.get(source.name, 0) + 1
         named.append(source if count == 1 else source.model_copy(update={"name": f"{source.name}-{count}"}))
     return tuple(named)
-
-
-def data_sets(sources: Sequence[ClipSource]) -> Mapping[str, str]:
-    """url -> name of every data set behind the sources, each once."""
-    return {source.url: load_manifest(source.url)[0].name for source in sources}

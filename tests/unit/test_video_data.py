@@ -85,8 +85,18 @@ def test_evaluation_on_other_data_cuts_clips_of_the_models_length(tmp_path):
     other = corpus(tmp_path / "other", ["a", "b"], kind="folder", held_out=["a"])
     (found,) = evaluation_sources(export, other)
     assert (found.url, found.split, found.rule.num_frames, frames_of(export)) == (other, "validation", 4, 4)
+    unseen = corpus(tmp_path / "unseen", ["a", "b"], kind="folder")
+    (found,) = evaluation_sources(export, unseen)
+    assert (found.url, found.split) == (unseen, None)
     with pytest.raises(InputError, match=r"no episode of .*own is held out.*validation_share"):
         evaluation_sources(export)
+
+
+def test_other_data_is_cut_by_the_rule_of_the_training(tmp_path):
+    rule = WindowRule(kind="linspace", num_frames=4)
+    export = run_beside(tmp_path, training_sources([corpus(tmp_path / "own", [""], kind="metaworld")], rule=rule))
+    (found,) = evaluation_sources(export, corpus(tmp_path / "other", [""], kind="metaworld"))
+    assert found.rule == rule
 
 
 def test_a_model_from_elsewhere_needs_a_data_set(tmp_path):
