@@ -57,14 +57,18 @@ def test_padding_is_masked(minilm: TokenEncoder) -> None:
     assert torch.allclose(short[0, :5], minilm.encode(["press the button"])[0, :5], atol=1e-5)
 
 
-def test_too_long_a_sentence_is_refused_unless_it_may_be_cut(minilm: TokenEncoder) -> None:
+def test_too_long_a_sentence_is_refused_unless_it_may_be_cut(
+    minilm: TokenEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
     sentence = "go " * 19
     with pytest.raises(InputError, match="21 tokens where the model reads 20") as caught:
         minilm.encode([sentence])
     assert "\n" not in str(caught.value)
     assert minilm.encode(["go " * 18]).shape == (1, 20, 384)
-    cut = TokenEncoder(TextEncoderConfig(truncate=True)).encode([sentence, "go " * 40])
+    cutting = TokenEncoder(TextEncoderConfig(truncate=True))
+    cut = cutting.encode([sentence, "go " * 40, sentence])
     assert torch.equal(cut[0], cut[1])
+    assert [record.getMessage().count("its end is dropped") for record in caplog.records] == [1, 1]  # once a sentence
 
 
 def test_digest_names_the_files(minilm: TokenEncoder, clip_folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,8 @@ from infra.digests import sha256_file, sha256_json
 from infra.errors import InputError
 from infra.storage import read_json
 
+log = logging.getLogger(__name__)
+
 TEXT_ENCODER_NAME = "all-MiniLM-L6-v2"
 TEXT_DIM = 384
 MAX_TOKENS = 256
@@ -27,7 +30,8 @@ class TextEncoderConfig(Config):
     """Which frozen encoder turns a sentence into tokens.
 
     `minilm` is the packaged one (width 384); `clip` is a local folder of a CLIP text model (width 512 for B/32). A
-    sentence of more than `max_tokens` tokens is refused unless `truncate`, which is what the official code does.
+    sentence of more than `max_tokens` tokens is refused, or loses its end with a warning where `truncate` is set: the
+    official code drops it silently.
     """
 
     kind: Literal["minilm", "clip"] = "minilm"
@@ -114,11 +118,11 @@ class TokenEncoder:
 
     def _encode_one(self, sentence: str) -> torch.Tensor:
         limit = self.config.max_tokens
-        if not self.config.truncate and (found := self.num_tokens(sentence)) > limit:
-            raise InputError(
-                f"the text {sentence!r} has {found} tokens where the model reads {limit}.",
-                remedy="Shorten it, or set text.truncate=true to drop its end.",
-            )
+        if (found := self.num_tokens(sentence)) > limit:
+            said = f"the text {sentence!r} has {found} tokens where the model reads {limit}"
+            if not self.config.truncate:
+                raise InputError(f"{said}.", remedy="Shorten it, or set text.truncate=true to drop its end.")
+            log.warning("%s: its end is dropped", said)
         tokenizer, model = self._encoder()
         inputs = tokenizer(sentence, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
         with torch.no_grad():
