@@ -82,6 +82,20 @@ def evaluation_sources(model: str, data: str = "") -> tuple[ClipSource, ...]:
     return _held_out(sources)
 
 
+def probe_sources(model: str, sources: Sequence[ClipSource]) -> tuple[ClipSource, ...]:
+    """What a position probe for clips of other data is fitted on: the model's training clips, under those names.
+
+    Empty where the clips are the training's own held-out ones, or where it is open which training source they are like.
+    """
+    known = sources_of_run(model)
+    urls = {source.url for source in known}
+    if len(known) != 1 or any(source.url in urls for source in sources):
+        return ()
+    return tuple(
+        known[0].model_copy(update={"name": source.name, "split": "train", "latents": ""}) for source in sources
+    )
+
+
 def preview_sources(data: str, *, model: str, num_frames: int, split: str) -> tuple[ClipSource, ...]:
     """Clips of one data set and split (`validation`, `train` or `all`), cut as in the model's training."""
     if split not in SPLITS:

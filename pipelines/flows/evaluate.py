@@ -12,7 +12,7 @@ from prefect import flow
 from evaluation.label_propagation.config import LabelPropagationConfig
 from evaluation.result import RESULT_NAME, EvaluationResult
 from evaluation.rollouts.config import RolloutsConfig
-from evaluation.video_quality.config import VideoQualityConfig
+from evaluation.video_quality.config import ProbeConfig, VideoQualityConfig
 from infra.config import Config
 from infra.errors import ConfigError, InputError
 from infra.registry import ENCODER, POLICY, RESULT_TAG, VIDEO, Registry
@@ -21,7 +21,7 @@ from pipelines.flows import STOPS_ITS_JOBS
 from pipelines.flows.ingest_corpus import TASKS
 from pipelines.ray_backend import Backend
 from pipelines.tasks import FlowRun, logger, resolve, tracked
-from pipelines.video_data import evaluation_sources
+from pipelines.video_data import evaluation_sources, probe_sources
 from training.export import read_record
 
 Suite = Literal["label-propagation", "video-prediction", "rollouts"]
@@ -51,7 +51,9 @@ def evaluate(
         if suite == "label-propagation":
             config: Config = LabelPropagationConfig(encoder=url, data=data, output="unplaced")
         elif suite == "video-prediction":
-            config = VideoQualityConfig(model=url, sources=evaluation_sources(url, data), output="unplaced")
+            sources = evaluation_sources(url, data)
+            probe = ProbeConfig(sources=probe_sources(url, sources))
+            config = VideoQualityConfig(model=url, sources=sources, probe=probe, output="unplaced")
         else:
             config = rollouts(url, control=control, data=data)
         return rate(run, resolve(config, overrides, folder="results", name=suite))

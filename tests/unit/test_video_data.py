@@ -11,6 +11,7 @@ from pipelines.video_data import (
     evaluation_sources,
     frames_of,
     preview_sources,
+    probe_sources,
     sources_of_run,
     training_sources,
 )
@@ -97,6 +98,15 @@ def test_other_data_is_cut_by_the_rule_of_the_training(tmp_path):
     export = run_beside(tmp_path, training_sources([corpus(tmp_path / "own", [""], kind="metaworld")], rule=rule))
     (found,) = evaluation_sources(export, corpus(tmp_path / "other", [""], kind="metaworld"))
     assert found.rule == rule
+
+
+def test_the_position_probe_never_sees_clips_of_the_evaluation(tmp_path):
+    own = corpus(tmp_path / "own", [""], kind="metaworld", held_out=[""])
+    export = run_beside(tmp_path, training_sources([own], rule=RULE))
+    assert probe_sources(export, evaluation_sources(export)) == ()  # the suite takes the training split itself
+    foreign = evaluation_sources(export, corpus(tmp_path / "other", [""], kind="metaworld"))
+    (probe,) = probe_sources(export, foreign)
+    assert (probe.name, probe.url, probe.split) == (foreign[0].name, own, "train")
 
 
 def test_a_model_from_elsewhere_needs_a_data_set(tmp_path):
