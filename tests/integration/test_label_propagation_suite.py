@@ -202,7 +202,10 @@ def test_main_runs_a_config_file_and_says_what_is_wrong_in_one_line(
     assert evaluation_main.main([str(path)]) == 0
     assert (tmp_path / "out/result.json").is_file()
     for value, words in (
-        ({"kind": "label-propagaton"}, "unknown kind 'label-propagaton'. Use one of label-propagation, rollouts."),
+        (
+            {"kind": "label-propagaton"},
+            "unknown kind 'label-propagaton'. Use one of label-propagation, rollouts, video-prediction.",
+        ),
         (config.to_json() | {"shortside": 3}, "Did you mean 'short_side'?"),
         (config.to_json() | {"data": str(tmp_path), "output": str(tmp_path / "no")}, "val.txt is missing"),
         (config.to_json() | {"short_side": 60, "output": str(tmp_path / "odd")}, "not a whole number of patches"),
