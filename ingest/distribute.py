@@ -34,7 +34,7 @@ def build_on_ray(shards: list[PlannedShard], config: IngestConfig, *, plan_id: s
             build_row,
             fn_kwargs={"config": config.to_json(), "plan_id": plan_id, "run_id": run_id},
             num_cpus=1,
-            compute=ray.data.TaskPoolStrategy(size=config.workers),
+            compute=ray.data.TaskPoolStrategy(size=min(config.workers, len(rows))),
         )
         try:
             for row in built.iter_rows():
