@@ -1,4 +1,4 @@
-"""Action windows: chunks end with the episode, rows point at the right frame, the codec inverts."""
+"""Action windows: chunks end with the episode, rows point at the right frame."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ingest.reader import ShardDataset
 from ingest.schema import frame_suffix
 from ingest.shard import Member
 from tests.helpers_data import jpeg, make_episode_dataset, moving_square, npz, sample_record, write_dataset
-from training.data.episodes import ActionCodec, ActionWindows, iter_frames, load_episodes
+from training.data.episodes import ActionWindows, iter_frames, load_episodes
 
 
 @pytest.mark.parametrize("last_frame_has_action", [False, True])
@@ -83,15 +83,12 @@ def test_no_episodes_and_no_chunk_are_refused(tmp_path):
         ActionWindows([], chunk=0)
 
 
-def test_the_codec_standardises_and_inverts():
-    random = np.random.default_rng(0)
-    actions = random.normal([1, -2, 0, 0.5], [0.5, 3, 1e-6, 0.1], (500, 4)).astype(np.float32)
-    codec = ActionCodec.fit(actions)
-    encoded = codec.encode(torch.from_numpy(actions))
-    torch.testing.assert_close(encoded.mean(0), torch.zeros(4), atol=1e-3, rtol=0)
-    torch.testing.assert_close(encoded.std(0)[[0, 1, 3]], torch.ones(3), atol=1e-2, rtol=0)
-    assert encoded[:, 2].abs().max() < 1e-4  # a constant dimension is not blown up
-    torch.testing.assert_close(codec.decode(encoded), torch.from_numpy(actions), atol=1e-5, rtol=1e-5)
-    assert ActionCodec.parse(codec.to_json()) == codec
-    bounded = ActionCodec.fit(actions, low=-1.0, high=1.0)
-    assert bounded.decode(encoded).abs().max() == 1
+def test_windows_start_where_enough_actions_are_left_and_at_every_nth_frame(tmp_path):
+    episodes = load_episodes(ShardDataset(make_episode_dataset(tmp_path / "d", num_episodes=3, num_frames=9, size=16)))
+    counts = [len(episode.actions) for episode in episodes]
+    windows = ActionWindows(episodes, chunk=2, least=3, every=2)
+    seen = windows.batch(range(len(windows)))
+    wanted = [(e, f) for e, count in enumerate(counts) for f in range(0, count - 2, 2)]
+    assert list(zip(seen.episodes.tolist(), seen.frames.tolist(), strict=True)) == wanted
+    with pytest.raises(DataError, match="no episode has 1000 actions"):
+        ActionWindows(episodes, chunk=1, least=1000)

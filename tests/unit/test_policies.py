@@ -9,7 +9,7 @@ import torch
 from infra.errors import ConfigError, InputError
 from tests.helpers_data import make_episode_dataset
 from tests.helpers_models import CONFIG
-from training.data.episodes import ActionCodec, ActionWindows, load_episodes
+from training.data.episodes import ActionWindows, load_episodes
 from training.export import random_encoder
 from training.features import compute_features
 from training.models.common.text import SentenceEncoder
@@ -43,7 +43,7 @@ def test_cortexbench_head_is_a_batch_norm_and_three_hidden_layers() -> None:
 
 def test_loss_is_the_mean_over_existing_actions_in_standardised_units() -> None:
     head = build(feature="none", feature_dim=0, chunk=3, execute=1, action_dim=2, loss="mse")
-    head.set_statistics(actions=ActionCodec(mean=(1.0, -1.0), std=(0.5, 2.0)))
+    head.set_statistics(actions=Moments(torch.tensor([1.0, -1.0]), torch.tensor([0.5, 2.0])))
     proprioception, actions = torch.randn(2, 4), torch.randn(2, 3, 2)
     mask = torch.tensor([[True, True, False], [True, False, False]])
     predicted = head(None, proprioception, None).detach().numpy()

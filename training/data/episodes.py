@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from infra.config import Config
 from infra.errors import ConfigError, DataError
 from ingest.reader import ShardDataset
 
 Floats = npt.NDArray[np.float32]
-MIN_STD = 1e-3  # a dimension that hardly moves (an unused gripper) must not be blown up
 
 
 @dataclass(frozen=True)
@@ -88,11 +85,15 @@ class WindowBatch:
 
 
 class ActionWindows:
-    """One window for every frame that has an action: proprioception at t and actions t..t+chunk-1."""
+    """One window for every frame from which `least` actions are left: proprioception at t, actions t..t+chunk-1.
 
-    def __init__(self, episodes: Sequence[Episode], *, chunk: int) -> None:
-        if chunk < 1:
-            raise ConfigError(f"chunk = {chunk}: an action chunk has at least one action.")
+    VPP's CALVIN loader starts a window where at least 21 frames are left; by default one action is enough. `every`
+    takes each n-th frame of an episode only.
+    """
+
+    def __init__(self, episodes: Sequence[Episode], *, chunk: int, least: int = 1, every: int = 1) -> None:
+        if min(chunk, least, every) < 1:
+            raise ConfigError(f"chunk = {chunk}, least = {least}, every = {every}: each is at least 1.")
         if not episodes:
             raise DataError("there are no episodes to cut windows from.", remedy="Choose another data set or split.")
         widths = {(episode.actions.shape[1], episode.proprioception.shape[1]) for episode in episodes}
@@ -104,7 +105,14 @@ class ActionWindows:
         self._action_starts = _starts(self.num_actions)
         self._actions = torch.from_numpy(np.concatenate([episode.actions for episode in episodes]))
         self._proprioception = torch.from_numpy(np.concatenate([episode.proprioception for episode in episodes]))
-        self._episode_of = np.repeat(np.arange(len(episodes)), self.num_actions)
+        starts = [np.arange(0, max(0, count - least + 1), every) for count in self.num_actions]
+        self._episode_of = np.repeat(np.arange(len(episodes)), [len(frames) for frames in starts])
+        self._frame_of = np.concatenate(starts)
+        if not len(self):
+            longest = max(self.num_actions)
+            raise DataError(
+                f"no episode has {least} actions, the longest has {longest}.", remedy="Ask for fewer with least."
+            )
 
     def __len__(self) -> int:
         return len(self._episode_of)
@@ -112,8 +120,7 @@ class ActionWindows:
     def batch(self, windows: npt.NDArray[np.int64] | Sequence[int]) -> WindowBatch:
         """The windows of the given numbers, e.g. from `SampleOrder(len(self), seed)`."""
         numbers = np.asarray(windows, np.int64)
-        episodes = self._episode_of[numbers]
-        frames = numbers - self._action_starts[episodes]
+        episodes, frames = self._episode_of[numbers], self._frame_of[numbers]
         rows = self._frame_starts[episodes] + frames
         ahead = frames[:, None] + np.arange(self.chunk)
         last = self.num_actions[episodes][:, None] - 1
@@ -126,32 +133,6 @@ class ActionWindows:
             actions=self._actions[torch.from_numpy(steps)],
             mask=torch.from_numpy(ahead <= last),
         )
-
-
-class ActionCodec(Config):
-    """Per-dimension standardisation, saved with the model. `low`/`high` bound decoded actions where they are given."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    low: float | None = None
-    high: float | None = None
-
-    @classmethod
-    def fit(cls, values_NA: Floats, *, low: float | None = None, high: float | None = None) -> Self:
-        """Mean and standard deviation over rows; a dimension below `MIN_STD` is only centred."""
-        values = np.asarray(values_NA, np.float64)
-        std = values.std(axis=0)
-        std = np.where(std < MIN_STD, 1.0, std)
-        return cls(mean=tuple(values.mean(axis=0).tolist()), std=tuple(std.tolist()), low=low, high=high)
-
-    def encode(self, values: torch.Tensor) -> torch.Tensor:
-        """(..., A) in the environment's units -> standardised."""
-        return (values - values.new_tensor(self.mean)) / values.new_tensor(self.std)
-
-    def decode(self, values: torch.Tensor) -> torch.Tensor:
-        """(..., A) standardised -> the environment's units, clipped to [low, high]."""
-        decoded = values * values.new_tensor(self.std) + values.new_tensor(self.mean)
-        return decoded if self.low is None and self.high is None else decoded.clamp(self.low, self.high)
 
 
 def _starts(counts: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

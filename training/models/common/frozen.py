@@ -14,6 +14,7 @@ from infra.errors import InputError
 from training.models.common.images import Preprocessing, preprocess
 from training.models.common.patches import patchify
 from training.models.common.vit import EncoderConfig, VisionTransformer
+from training.models.common.weights import load_weights
 from training.protocols import Encoder, Images
 
 FeatureKind = Literal["class_token", "patch_tokens"]
@@ -46,6 +47,21 @@ class FrozenEncoder:
         self.autocast = autocast
 
     @classmethod
+    def stored(
+        cls,
+        config: EncoderConfig,
+        weights: dict[str, torch.Tensor],
+        preprocessing: Preprocessing,
+        digest: str,
+        *,
+        autocast: bool = False,
+    ) -> Self:
+        """An encoder of an export's weights; `InputError` names those that do not fit."""
+        encoder = cls(plain_config(config), preprocessing=preprocessing, digest=digest, autocast=autocast)
+        load_weights(encoder.model, weights)
+        return encoder
+
+    @classmethod
     def random(cls, config: EncoderConfig, preprocessing: Preprocessing, *, seed: int) -> Self:
         """The same architecture with fresh weights; equal seeds give equal weights, whatever was drawn before."""
         digest = sha256_json({"random_encoder": config.to_json(), "seed": seed})
@@ -69,6 +85,11 @@ class FrozenEncoder:
         device = self.model.cls_token.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
             return self.model.encode(images_BCHW.to(device)).float()
+
+
+def plain_config(config: EncoderConfig) -> EncoderConfig:
+    """Only the encoder's fields, so that a digest or a policy's config does not carry the pre-training's."""
+    return EncoderConfig(**{name: getattr(config, name) for name in EncoderConfig.model_fields})
 
 
 class RawPatches:

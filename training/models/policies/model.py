@@ -81,7 +81,7 @@ class BehaviourCloningHead(nn.Module):
         proprioception: HasMoments | None = None,
         actions: HasMoments | None = None,
     ) -> None:
-        """Store the training set's moments (`Moments` or an `ActionCodec`).
+        """Store the training set's moments.
 
         Those of features only if `standardise`; those of an input the policy does not have are ignored.
         """
