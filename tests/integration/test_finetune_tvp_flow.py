@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,26 +11,25 @@ import pytest
 from evaluation.result import EvaluationResult
 from infra.lineage import trace
 from infra.registry import CANDIDATE, RESULT_TAG, VIDEO, Registry
-from infra.settings import settings
 from infra.storage import read_json
 from infra.tracking import Tracker
-from pipelines import cli
+from tests.helpers_flow import command, files, flow, own_home, words
 
 pytestmark = [pytest.mark.prefect, pytest.mark.sim]
 
-SMALL = {
-    "--simulate-override": [
+SMALL: dict[str, list[str]] = {
+    "simulate_override": [
         "episodes=2",
         'tasks=["drawer-open","handle-press"]',
         "size=64",
         "damage=false",
         "workers=1",
     ],
-    "--ingest-override": ["recipe.validation_share=0.5", "workers=0"],
-    "--clips-override": ["num_frames=4", "stride=8", "start_every=8"],
-    "--vae-override": ["schedule.steps=2", "schedule.warmup_steps=1", "global_batch_size=4", "report_frames=8"],
-    "--cache-override": ["workers=0"],
-    "--override": [
+    "ingest_override": ["recipe.validation_share=0.5", "workers=0"],
+    "clips_override": ["num_frames=4", "stride=8", "start_every=8"],
+    "vae_override": ["schedule.steps=2", "schedule.warmup_steps=1", "global_batch_size=4", "report_frames=8"],
+    "cache_override": ["workers=0"],
+    "override": [
         "schedule.steps=2",
         "global_batch_size=2",
         "log_every_steps=1",
@@ -43,7 +39,7 @@ SMALL = {
         "previews.validation_clips=1",
         "previews.validation_draws=1",
     ],
-    "--evaluation-override": [
+    "evaluation_override": [
         "num_clips=2",
         "num_steps=2",
         "num_draws=1",
@@ -53,54 +49,18 @@ SMALL = {
         "features=[]",
     ],
 }
-FINETUNE = ["finetune", *(word for option, values in SMALL.items() for value in values for word in (option, value))]
-TIMEOUT_S = 500
+FINETUNE = ["finetune", *words(**SMALL)]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home of its own, for this process and for the commands it starts."""
-    folder = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("FOREFRAME_", "PREFECT_"))]:
-            if name not in ("FOREFRAME_GOLDEN", "FOREFRAME_CORPUS"):
-                patch.delenv(name)
-        patch.setenv("FOREFRAME_HOME", str(folder))
-        patch.setenv("FOREFRAME_BACKEND", "inline")
-        settings.cache_clear()
+    with own_home(tmp_path_factory.mktemp("home")) as folder:
         yield folder
-    settings.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def export(home: Path) -> str:
     return flow(*FINETUNE)
-
-
-def flow(*arguments: str) -> str:
-    """What a verb that runs a flow prints. In a process of its own: after a flow a process cannot fork cleanly."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout.strip()
-
-
-def command(*arguments: str) -> int:
-    """Exit code of a command."""
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(list(arguments))
-    return int(stopped.value.code or 0)
-
-
-def files(home: Path) -> dict[str, int]:
-    """What a stage may leave, and when it was written; services' databases and logs change with every look."""
-    kept = ("datasets", "runs", "caches", "results", "sources")
-    return {str(path): path.stat().st_mtime_ns for name in kept for path in (home / name).rglob("*") if path.is_file()}
 
 
 def test_a_candidate_with_a_card_and_previews_is_registered(export):
@@ -139,8 +99,8 @@ def test_the_lineage_reaches_the_source_videos(export, home):
 def test_the_page_of_the_run_is_there(export, home):
     (page,) = (home / "reports").glob("finetune-tvp-*/report.html")
     html = page.read_text()
-    for words in ("autoencoder", "copy first frame", "step-000002", "foreframe promote --model foreframe-video"):
-        assert words in html, words
+    for said in ("autoencoder", "copy first frame", "step-000002", "foreframe promote --model foreframe-video"):
+        assert said in html, said
 
 
 def test_the_gate_answers_for_a_video_model(export):
