@@ -15,7 +15,7 @@ from infra.errors import ConfigError
 from infra.ray_runtime import prepare_environment
 from infra.step import step_main
 
-KINDS = ("label-propagation", "rollouts", "video-prediction")
+KINDS = ("label-propagation", "rollouts", "calvin", "video-prediction")
 
 
 def parse_config(value: dict[str, Any]) -> Config:
@@ -39,6 +39,11 @@ def _suite(kind: str) -> tuple[type[Config], Callable[[Any], EvaluationResult]]:
         from evaluation.rollouts.suite import run as run_rollouts
 
         return RolloutsConfig, run_rollouts
+    if kind == "calvin":
+        from evaluation.calvin.config import CalvinConfig
+        from evaluation.calvin.suite import run as run_calvin
+
+        return CalvinConfig, run_calvin
     if kind == "video-prediction":
         from evaluation.video_quality.config import VideoQualityConfig
         from evaluation.video_quality.suite import run as run_video_quality

@@ -62,7 +62,15 @@ VIDEO_PREDICTION = Suite(
     item="a held-out clip",
     arms=("copy-first-frame", "autoencoder", "true-frames", "text:SENTENCE"),
 )
-SUITES = {suite.name: suite for suite in (LABEL_PROPAGATION, ROLLOUTS, VIDEO_PREDICTION)}
+CALVIN = Suite(
+    name="calvin",
+    version="1",
+    rates="policy",
+    primary_metric="average_length",
+    item="a chain of five subtasks",
+    arms=(),
+)
+SUITES = {suite.name: suite for suite in (LABEL_PROPAGATION, ROLLOUTS, VIDEO_PREDICTION, CALVIN)}
 
 
 def find_suite(name: str) -> Suite:
