@@ -68,8 +68,13 @@ def make_episode_dataset(
     layout: Layout = "frames",
     last_frame_has_action: bool = False,
     clips_per_shard: int = 2,
+    validation_every: int = 0,
+    actions_follow_state: bool = False,
 ) -> str:
-    """Episodes with npz actions (T - 1 or T, 4) and proprioception (T, 4), and a sentence."""
+    """Episodes with npz actions (T - 1 or T, 4) and proprioception (T, 4), and a sentence.
+
+    Actions are random, or equal a proprioception that never moves. Every `validation_every`-th episode is held out.
+    """
 
     def sample(number: int) -> list[Member]:
         random = np.random.default_rng(seed * 1000 + number)
@@ -78,12 +83,16 @@ def make_episode_dataset(
             "actions": random.uniform(-1, 1, (num_frames - (not last_frame_has_action), ACTION_DIM)),
             "proprioception": random.normal(size=(num_frames, PROPRIOCEPTION_DIM)),
         }
+        if actions_follow_state:
+            arrays["proprioception"][:] = random.uniform(-1, 1, PROPRIOCEPTION_DIM)
+            arrays["actions"] = arrays["proprioception"][: len(arrays["actions"])]
         pictures = (
             [Member(frame_suffix(index), jpeg(frame), index) for index, frame in enumerate(frames)]
             if layout == "frames"
             else [Member(video_suffix(), mp4(frames))]
         )
-        metadata = {"task": "move-square", "seed": number, "split": "train"}
+        split = "validation" if validation_every and number % validation_every == 0 else "train"
+        metadata = {"task": "move-square", "seed": number, "split": split}
         record = sample_record(
             number, layout, num_frames, size, metadata=metadata, text="move the square", has_arrays=True
         )

@@ -23,7 +23,7 @@ from infra.storage import absolute, exists, join
 from ingest.reader import MANIFEST_NAME, ShardDataset
 from ingest.receipt import committed_shards
 from ingest.schema import Receipt
-from training.cache import CACHE_KIND, CacheConfig, CacheManifest
+from training.cache import CACHE_KIND, CacheConfig, CacheManifest, load_cache_manifest
 from training.cache_shards import Filled, Floats, ShardFiller, fill_cache, samples_of_shards, sealed
 from training.data.video_clips import resize_clip, to_model_range
 from training.export_video import FrozenVAE, load_vae, video_digest
@@ -46,9 +46,17 @@ def run(config: CacheConfig) -> dict[str, Any]:
             filler = _filler(config, header, dataset, vae, text)
             yield from (filler.build(shard) for shard in shards)
         else:
-            yield from _build_on_ray(shards, config, header)
+            arguments = {"config": config.to_json(), "header": header.to_json()}
+            yield from build_on_ray(
+                shards,
+                ShardActor,
+                arguments=arguments,
+                workers=config.workers,
+                use_gpu=config.use_gpu,
+                what="latent cache",
+            )
 
-    manifest, version = fill_cache(header, config.output, samples_of_shards(dataset), build)
+    manifest, version = fill_cache(header, config.output, samples_of_shards(dataset), build, load=load_cache_manifest)
     summary = summarise(manifest, version, config.output)
     log.info("%s: %d samples, %d frames", config.output, manifest.num_samples, manifest.num_frames)
     return summary | {"seconds": round(time.monotonic() - started, 3)}
@@ -173,18 +181,21 @@ class ShardActor:
         return self._filler.build(shard).to_json()
 
 
-def _build_on_ray(shards: list[int], config: CacheConfig, header: CacheManifest) -> Iterator[Receipt]:
-    with connect(config.workers):
+def build_on_ray(
+    shards: list[int], actor: type, *, arguments: dict[str, Any], workers: int, use_gpu: bool, what: str
+) -> Iterator[Receipt]:
+    """The receipts of shards that Ray Data actors build; `actor(**arguments)` answers rows {"shard": number}."""
+    with connect(workers):
         import ray.data
         from ray.exceptions import RayError
 
         quiet_driver()
         filled = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map(
-            ShardActor,
-            fn_constructor_kwargs={"config": config.to_json(), "header": header.to_json()},
+            actor,
+            fn_constructor_kwargs=arguments,
             num_cpus=1,
-            num_gpus=1 if config.use_gpu else None,
-            compute=ray.data.ActorPoolStrategy(size=min(config.workers, len(shards))),
+            num_gpus=1 if use_gpu else None,
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards))),
             ray_remote_args_fn=_limits,
         )
         try:
@@ -193,7 +204,7 @@ def _build_on_ray(shards: list[int], config: CacheConfig, header: CacheManifest)
         except RayError as error:
             reason = str(error).strip().splitlines()[-1].partition(". ")[0]  # the rest is a paragraph of advice
             raise ServiceError(
-                f"filling the latent cache on Ray failed: {reason}.",
+                f"filling the {what} on Ray failed: {reason}.",
                 remedy="Run again: committed shards stay. Workers that keep dying have too little memory.",
             ) from error
 

@@ -12,7 +12,8 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,15 +26,8 @@ from infra.storage import create_only, exists, is_remote, join, read_bytes, writ
 from ingest.reader import MANIFEST_NAME, ShardDataset
 from ingest.receipt import committed_shards, failure_ledger, publish_shard, read_receipt, sweep_workspaces, workspace
 from ingest.schema import Failure, Receipt, shard_name
-from ingest.shard import Member, ShardWriter
-from training.cache import (
-    TEXT_SUFFIX,
-    CachedSample,
-    CacheManifest,
-    load_cache_manifest,
-    moments_suffix,
-    pack_npy,
-)
+from ingest.shard import Member, ShardSummary, ShardWriter
+from training.cache import TEXT_SUFFIX, CachedSample, CacheManifest, moments_suffix, pack_npy
 from training.models.common.text import TokenEncoder
 
 log = logging.getLogger(__name__)
@@ -52,6 +46,16 @@ class Filled:
 
 
 Fill = Callable[[ShardDataset, int], Filled]
+
+
+class CacheRecord(Protocol):
+    """What every cache's manifest has."""
+
+    kind: str
+    plan_id: str
+
+
+ManifestT = TypeVar("ManifestT", bound=Any)  # a `CacheRecord` that is a `Config`
 
 
 class ShardFiller:
@@ -89,20 +93,11 @@ class ShardFiller:
                         writer.add(self._dataset.key(index), self._members(index, filled))
                     fault_point(f"{STAGE}.after_sample")
             summary = writer.close()
-            receipt = Receipt(
-                shard=shard,
-                plan_id=self.header.plan_id,
-                tar_sha256=summary.tar_sha256,
-                idx_sha256=summary.idx_sha256,
-                tar_bytes=summary.tar_bytes,
-                num_samples=summary.num_samples,
-                num_frames=num_frames,
-                num_members=summary.num_members,
-                failures=tuple(failures),
-                engine=self._engine,
-            )
-            publish_shard(tar, self.output, receipt, stage=STAGE)
-        _write_log(self.output, receipt, seconds=time.monotonic() - started)
+            receipt = publish_filled(
+                self.output, self.header, shard, tar, summary,
+                num_frames=num_frames, failures=tuple(failures), engine=self._engine,
+            )  # fmt: skip
+        write_log(self.output, receipt, seconds=time.monotonic() - started)
         return receipt
 
     def _members(self, index: int, filled: Filled) -> list[Member]:
@@ -133,6 +128,25 @@ class ShardFiller:
         return stored
 
 
+def publish_filled(
+    output: str, header: CacheRecord, shard: int, tar: Path, summary: ShardSummary, *, num_frames: int, **facts: Any
+) -> Receipt:
+    """Commit one finished cache shard; returns its receipt. `facts` are its failures and engine."""
+    receipt = Receipt(
+        shard=shard,
+        plan_id=header.plan_id,
+        tar_sha256=summary.tar_sha256,
+        idx_sha256=summary.idx_sha256,
+        tar_bytes=summary.tar_bytes,
+        num_samples=summary.num_samples,
+        num_frames=num_frames,
+        num_members=summary.num_members,
+        **facts,
+    )
+    publish_shard(tar, output, receipt, stage=STAGE)
+    return receipt
+
+
 def samples_of_shards(dataset: ShardDataset) -> dict[int, range]:
     """Shard number -> indices of this view in it; shards without any are left out."""
     found, start = {}, 0
@@ -157,27 +171,28 @@ def steady_arithmetic() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def sealed(header: CacheManifest) -> CacheManifest:
+def sealed(header: ManifestT) -> ManifestT:
     """The header with its plan id: a digest of everything that decides the cache's bytes."""
     identity = header.to_json() | {"plan_id": ""}
     return header.model_copy(update={"plan_id": sha256_json(identity)})
 
 
 def fill_cache(
-    header: CacheManifest,
+    header: ManifestT,
     output: str,
     shards: Iterable[int],
     build: Callable[[list[int]], Iterator[Receipt]],
     *,
+    load: Callable[[str], tuple[ManifestT, str]],
     accept: Callable[[list[Receipt]], None] | None = None,
-) -> tuple[CacheManifest, str]:
+) -> tuple[ManifestT, str]:
     """Build what is missing and commit the manifest; (manifest, version). A finished cache is left alone.
 
-    `build` yields the receipts of the shards it is given, in any order; `accept` may refuse all of them. Raises
-    `DataError` when `output` holds another cache.
+    `build` yields the receipts of the shards it is given, in any order; `accept` may refuse all of them; `load` reads
+    the manifest of a finished cache. Raises `DataError` when `output` holds another cache.
     """
     if exists(join(output, MANIFEST_NAME)):
-        manifest, version = load_cache_manifest(output)
+        manifest, version = load(output)
         _check_same(header, manifest, output)
         _sweep(output)
         log.info("%s is complete (%d samples): nothing to do", output, manifest.num_samples)
@@ -197,7 +212,7 @@ def fill_cache(
     return result
 
 
-def _commit(header: CacheManifest, receipts: list[Receipt], output: str) -> tuple[CacheManifest, str]:
+def _commit(header: ManifestT, receipts: list[Receipt], output: str) -> tuple[ManifestT, str]:
     manifest = header.model_copy(
         update={
             "receipts": tuple(receipts),
@@ -215,7 +230,7 @@ def _commit(header: CacheManifest, receipts: list[Receipt], output: str) -> tupl
     return manifest, sha256_bytes(data)
 
 
-def _check_same(header: CacheManifest, found: CacheManifest, output: str) -> None:
+def _check_same(header: ManifestT, found: ManifestT, output: str) -> None:
     if header.plan_id == found.plan_id:
         return
     asked, stored = header.to_json(), found.to_json()
@@ -224,7 +239,7 @@ def _check_same(header: CacheManifest, found: CacheManifest, output: str) -> Non
     name = differing[0] if differing else "inputs"
     before, now = _shown(stored[name]), _shown(asked[name])
     raise DataError(
-        f"{output} already holds a latent cache with {name} {before}, asked for is {now}.",
+        f"{output} already holds a {header.kind.replace('-', ' ')} with {name} {before}, asked for is {now}.",
         remedy="Give each cache its own output.",
     )
 
@@ -238,7 +253,7 @@ def _sweep(output: str) -> None:
         sweep_workspaces(output)
 
 
-def _write_log(output: str, receipt: Receipt, *, seconds: float) -> None:
+def write_log(output: str, receipt: Receipt, *, seconds: float) -> None:
     """What differs from run to run: beside the receipt, hashed by nothing."""
     record = {
         "host": socket.gethostname(),

@@ -17,6 +17,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from infra.config import Config
 from infra.digests import sha256_bytes, sha256_json
@@ -33,11 +34,23 @@ CARD_NAME = "README.md"
 RECORD_NAME = "export.json"
 HEADER_KEY = "config_sha256"
 
-KINDS = ("vit-encoder", "rsp", "bc-policy", "video-vae", "tvp")
+KINDS = (
+    "vit-encoder", "rsp", "video-vae", "tvp",
+    "bc-policy", "vpp-policy", "diffusion-policy", "unipi-policy", "susie-policy",
+)  # fmt: skip
 ENCODER_LOADING = (
     "Use `training.export.load_encoder(folder)` or `load_policy(folder)`. The weights are plain safetensors; the\n"
     "encoder's names (`cls_token`, `pos_embed`, `patch_embed`, `blocks`, `norm`) are timm's."
 )
+
+
+class ModelReference(BaseModel):
+    """A frozen model that an export needs and does not hold: where it was, and the digest that it must have."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    digest: str
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`python -m training.main CONFIG.json`: run one training job, or fill one latent cache, described by a JSON file.
+"""`python -m training.main CONFIG.json`: run one training job, or fill one cache, described by a JSON file.
 
 The field `kind` chooses the recipe. Running it again continues an unfinished run and leaves a finished one alone.
 """
@@ -15,14 +15,21 @@ from infra.errors import ConfigError
 from infra.ray_runtime import prepare_environment
 from infra.step import step_main
 
-CACHE_KIND = "cache-latents"  # no training: nothing to resume but receipts
+# No training: nothing to resume but receipts. kind -> the module that builds the cache.
+CACHES = {"cache-latents": "training.cache_build", "cache-features": "training.feature_cache_build"}
 # kind -> where its config is. Imported when it is asked for: a policy needs no video model's libraries.
 KINDS = {
     "pretrain-rsp": ("training.recipes.rsp", "PretrainConfig"),
     "train-policy": ("training.recipes.policy", "PolicyConfig"),
     "fit-vae": ("training.recipes.vae", "FitVAEConfig"),
-    CACHE_KIND: ("training.cache", "CacheConfig"),
+    "cache-latents": ("training.cache", "CacheConfig"),
     "finetune-tvp": ("training.recipes.tvp", "FinetuneConfig"),
+    "cache-features": ("training.feature_cache", "FeatureCacheConfig"),
+    "train-vpp": ("training.recipes.vpp", "VPPRunConfig"),
+    "train-diffusion-policy": ("training.recipes.diffusion_policy", "DiffusionPolicyRunConfig"),
+    "train-unipi": ("training.recipes.unipi", "UniPiRunConfig"),
+    "train-susie": ("training.recipes.susie", "SusieRunConfig"),
+    "pretrain-mae": ("training.recipes.mae", "MAERunConfig"),
 }
 
 
@@ -37,12 +44,10 @@ def parse_config(value: dict[str, Any]) -> Any:
 
 
 def run(config: Any) -> dict[str, Any]:
-    """Train and export, or fill a latent cache; returns the summary, for training also in `summary.json`."""
+    """Train and export, or fill a cache; returns the summary, for training also in `summary.json`."""
     prepare_environment()
-    if config.kind == CACHE_KIND:
-        from training import cache_build
-
-        return cache_build.run(config)
+    if config.kind in CACHES:
+        return import_module(CACHES[config.kind]).run(config)
     from training.launch import launch
 
     return launch(config)
@@ -54,10 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(config: Any) -> dict[str, Any]:
-    if config.kind == CACHE_KIND:
-        from training import cache_build
-
-        return cache_build.plan(config)
+    if config.kind in CACHES:
+        return import_module(CACHES[config.kind]).plan(config)
     from training.plan import dry_run
 
     return dry_run(config)

@@ -31,7 +31,7 @@ from infra.storage import absolute, join, read_bytes, size_bytes
 from ingest.reader import ShardDataset, Split
 from ingest.receipt import failure_ledger
 from ingest.schema import Failure, ReasonCode, Receipt, SampleRecord
-from training.cache import CacheManifest, Dtype
+from training.cache import CacheManifest, Dtype, load_cache_manifest
 from training.cache_build import summarise, text_identity
 from training.cache_shards import Filled, ShardFiller, fill_cache, samples_of_shards, sealed
 from training.export_video import load_vae, video_digest
@@ -108,7 +108,9 @@ def import_official(config: OfficialLatentsConfig) -> dict[str, Any]:
     def accept(receipts: list[Receipt]) -> None:
         _check_failures(receipts, dataset, config)
 
-    manifest, version = fill_cache(header, config.output, samples_of_shards(dataset), build, accept=accept)
+    manifest, version = fill_cache(
+        header, config.output, samples_of_shards(dataset), build, load=load_cache_manifest, accept=accept
+    )
     log.info("%s: %d samples, %d failures", config.output, manifest.num_samples, manifest.num_failures)
     return summarise(manifest, version, config.output)
 

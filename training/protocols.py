@@ -21,12 +21,15 @@ class Observation:
     """What a policy sees of B environments at once.
 
     `images` maps a camera to (B, H, W, 3) uint8 RGB, and is empty for a policy that `needs_images` denies;
-    `proprioception` is (B, P) float32; `text` has B sentences.
+    `proprioception` is (B, P) float32; `text` has B sentences. `keys` name the B episodes ("drawer-open/10003"): a
+    policy's random draws follow from them, so that a rollout does not depend on its neighbours in the batch. Without
+    keys the place in the batch is the key.
     """
 
     images: dict[str, Images]
     proprioception: npt.NDArray[np.float32]
     text: tuple[str, ...]
+    keys: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -49,15 +52,23 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class FeatureProvider(Protocol):
-    """Predictive or plain features for a policy: (B, T, N, C), T = 1 for a still encoder."""
+    """Predictive or plain features for a policy: (B, T, N, C), T = 1 for a still encoder.
 
+    Tokens of several cameras lie behind one another on N, in the order of `cameras`.
+    """
+
+    feature_shape: tuple[int, int, int]  # (T, N, C), known without computing any
     feature_dim: int
-    digest: str
+    cameras: tuple[str, ...]
+    digest: str  # of the weights and of everything else that decides the features
 
     def features(
         self, images: dict[str, Images], text: Sequence[str], *, unit_noise: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """uint8 RGB per camera (B, H, W, 3) and B sentences -> (B, T, N, C)."""
+        """uint8 RGB per camera (B, H, W, 3) and B sentences -> (B, T, N, C) float32.
+
+        `unit_noise` replaces the provider's own draw where it makes one (video models); others ignore it.
+        """
         ...
 
 
@@ -110,7 +121,10 @@ class VideoPredictor(Protocol):
 
 @runtime_checkable
 class Policy(Protocol):
-    """A closed-loop policy over a batch of environments."""
+    """A closed-loop policy over a batch of environments.
+
+    A policy may have `timings`: seconds of the parts of its last `act`, by name.
+    """
 
     needs_images: bool
     action_horizon: int  # actions executed before the next `act`

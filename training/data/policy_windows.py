@@ -50,7 +50,7 @@ class CachedFeatures(Protocol):
 
     num_draws: int
 
-    def features(self, sample: int, frames: Sequence[int], draw: int) -> torch.Tensor:
+    def features(self, key: str, frames: Sequence[int], draw: int = 0) -> torch.Tensor:
         """(n, T, N, C) of frames of a sample."""
         ...
 
@@ -139,7 +139,7 @@ class PolicyWindows(Dataset[PolicyBatch]):
 
     def _cached(self, cache: CachedFeatures, places: Sequence[tuple[int, int]], draws: Sequence[int]) -> torch.Tensor:
         rows = [
-            cache.features(self._episodes[episode].index, [frame], draw)[0]
+            cache.features(self._episodes[episode].key, [frame], draw)[0]
             for (episode, frame), draw in zip(places, draws, strict=True)
         ]
         return torch.stack(rows)

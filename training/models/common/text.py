@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 TEXT_ENCODER_NAME = "all-MiniLM-L6-v2"
 TEXT_DIM = 384
 MAX_TOKENS = 256
+CLIP_TOKENS = 77
 # What decides a token's state; other files of the folder (cards, other formats of the weights) do not.
 DECIDING_FILES = ("*.safetensors", "config.json", "tokenizer*.json", "vocab.*", "merges.txt", "special_tokens_map.json")
 
@@ -46,21 +47,39 @@ class TextEncoderConfig(Config):
         return self
 
 
+class SentenceEncoderConfig(Config):
+    """Which frozen encoder turns a sentence into one vector.
+
+    `minilm` is the packaged one (384 numbers, unit length); `clip` a local folder of a CLIP text model with projection
+    (512 for B/32, raw): its 77 tokens, the state at the end mark projected, as VPP's action head is conditioned.
+    """
+
+    kind: Literal["minilm", "clip"] = "minilm"
+    path: str = ""
+
+    @model_validator(mode="after")
+    def _has_path(self) -> Self:
+        if (self.kind == "clip") != bool(self.path):
+            raise ValueError(f"sentence encoder {self.kind!r} and path {self.path!r} do not go together")
+        return self
+
+
 class SentenceEncoder:
-    """Sentences -> unit vectors (B, 384): mean over tokens, then L2 normalisation, as the model was trained.
+    """Sentences -> vectors (B, dim). MiniLM's are means over tokens brought to unit length, as it was trained.
 
     Each sentence is encoded by itself, so that its vector does not depend on the others in the batch.
     """
 
-    dim = TEXT_DIM
-
-    def __init__(self) -> None:
+    def __init__(self, config: SentenceEncoderConfig | None = None) -> None:
+        self.config = config or SentenceEncoderConfig()
+        is_clip = self.config.kind == "clip"
+        self.dim = _projection_width(Path(self.config.path)) if is_clip else TEXT_DIM
         self._model: Any = None
         self._tokenizer: Any = None
         self._cache: dict[str, torch.Tensor] = {}
 
     def encode(self, sentences: Sequence[str]) -> torch.Tensor:
-        """(B, 384) float32 on the CPU."""
+        """(B, dim) float32 on the CPU."""
         for sentence in sentences:
             if sentence not in self._cache:
                 self._cache[sentence] = self._encode_one(sentence)
@@ -75,10 +94,21 @@ class SentenceEncoder:
             return self._model(**inputs).last_hidden_state[0]
 
     def _encode_one(self, sentence: str) -> torch.Tensor:
-        return F.normalize(self.token_states(sentence).mean(dim=0), dim=0)
+        if self.config.kind == "minilm":
+            return F.normalize(self.token_states(sentence).mean(dim=0), dim=0)
+        if self._model is None:
+            self._load()
+        inputs = self._tokenizer(
+            sentence, padding="max_length", truncation=True, max_length=CLIP_TOKENS, return_tensors="pt"
+        )
+        with torch.no_grad():
+            return self._model(**inputs).text_embeds[0].float()
 
     def _load(self) -> None:
-        self._tokenizer, self._model = _load_pretrained("minilm", _minilm_folder())
+        if self.config.kind == "minilm":
+            self._tokenizer, self._model = _load_pretrained("minilm", _minilm_folder())
+        else:
+            self._tokenizer, self._model = _load_pretrained("clip-sentence", Path(self.config.path))
 
 
 class TokenEncoder:
@@ -157,6 +187,13 @@ def _width(folder: Path, kind: str) -> int:
     return width
 
 
+def _projection_width(folder: Path) -> int:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"text encoder folder {folder} has no config.json.", remedy="Give the folder of a CLIP model.")
+    found = read_json(folder / "config.json")
+    return int(found.get("text_config", found).get("projection_dim", found.get("projection_dim", 512)))
+
+
 @lru_cache(maxsize=8)
 def _folder_digest(folder: Path) -> str:
     files = sorted({path for pattern in DECIDING_FILES for path in folder.glob(pattern)})
@@ -165,7 +202,7 @@ def _folder_digest(folder: Path) -> str:
 
 def _load_pretrained(kind: str, folder: Path) -> tuple[Any, Any]:
     """(tokenizer, text model); safetensors only. `InputError` in one line for a folder that holds something else."""
-    from transformers import AutoModel, AutoTokenizer, CLIPTextModel
+    from transformers import AutoModel, AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
     from transformers.utils import logging as transformers_logging
 
     if not any(folder.glob("*.safetensors")):
@@ -174,7 +211,8 @@ def _load_pretrained(kind: str, folder: Path) -> tuple[Any, Any]:
             remedy="Pickled weights are not read; save the model with safe_serialization.",
         )
     transformers_logging.disable_progress_bar()
-    family = CLIPTextModel if kind == "clip" else AutoModel
+    families = {"clip": CLIPTextModel, "clip-sentence": CLIPTextModelWithProjection}
+    family = families.get(kind, AutoModel)
     options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
