@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
-from infra.config import Config, explain
+from infra.config import Config
 from infra.digests import sha256_file, sha256_json, short
 from infra.errors import ConfigError, InputError
 from training.export_files import ModelReference
@@ -74,7 +74,6 @@ FeatureProviderConfig = Annotated[
     VideoProviderConfig | EncoderProviderConfig | TimmProviderConfig | VAEProviderConfig | VoltronProviderConfig,
     Field(discriminator="kind"),
 ]
-_ADAPTER: TypeAdapter[Any] = TypeAdapter(FeatureProviderConfig)
 KINDS: dict[str, type[Config]] = {
     "tvp": VideoProviderConfig,
     "encoder": EncoderProviderConfig,
@@ -89,10 +88,7 @@ def parse_provider(value: dict[str, Any]) -> Any:
     kind = str(value.get("kind"))
     if kind not in KINDS:
         raise ConfigError(f"unknown kind of features {kind!r}.", remedy=f"Known: {', '.join(KINDS)}.")
-    try:
-        return _ADAPTER.validate_python(value)
-    except ValidationError as error:
-        raise ConfigError(explain(KINDS[kind], error)) from None
+    return KINDS[kind].parse(value)
 
 
 def build_provider(config: Any, *, device: str | torch.device = "cpu") -> FeatureProvider:

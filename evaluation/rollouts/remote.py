@@ -1,0 +1,150 @@
+"""A policy that is served elsewhere, in closed loop here: any server that speaks openpi's websocket convention.
+
+    ws://HOST:PORT                                    our keys, which are openpi's LIBERO ones
+    ws://HOST:PORT?image=observation/image&state=observation/state&prompt=prompt&horizon=8
+    ws://HOST:PORT?image.wrist=observation/wrist_image
+
+`image.CAMERA=KEY` names a further camera's key, `actions=KEY` where the answer holds its chunk, `horizon=N` how many
+actions of a chunk are carried out (default: what the server's metadata says, else all). `token` comes from
+FOREFRAME_SERVE_TOKEN. Every environment has a connection of its own, because servers keep an episode's state by
+connection. A remote policy's weights cannot be seen: its digest is that of its address and metadata.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+import numpy as np
+import numpy.typing as npt
+from websockets.exceptions import WebSocketException
+
+from evaluation.serve import TOKEN_VARIABLE
+from evaluation.serving.client import PolicyClient, PolicyError
+from evaluation.serving.wire import WireError
+from infra.digests import sha256_json
+from infra.errors import ConfigError, DataError, ServiceError
+from training.protocols import Observation
+
+SCHEMES = ("ws://", "wss://")
+DEFAULTS = {"image": "observation/image", "state": "observation/state", "prompt": "prompt", "actions": "actions"}
+ACTION_RANGE = (-1.0, 1.0)
+
+
+def is_served(policy: str) -> bool:
+    """Whether a policy is an address rather than an export."""
+    return policy.startswith(SCHEMES)
+
+
+class RemotePolicy:
+    """The `Policy` behind an address. Asks all environments before it waits for the first answer."""
+
+    needs_images = True
+
+    def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
+        self._url, self._keys, self._horizon = _parsed(url)
+        self._timeout_s = timeout_s
+        self._clients: list[PolicyClient] = []
+        self.cameras = tuple(name for name in self._keys if name.startswith("image"))
+        self.cameras = tuple("main" if name == "image" else name.removeprefix("image.") for name in self.cameras)
+        probe = self._connect()
+        self.metadata = probe.metadata
+        probe.close()
+        self.is_ours = self.metadata.get("server") == "foreframe"
+        told = self.metadata.get("action_horizon", 0)
+        self._horizon = self._horizon or (told if isinstance(told, int) else 0)
+        self.action_horizon = self._horizon or 1  # known after the first answer
+        self.digest = sha256_json({"url": url, "metadata": repr(sorted(self.metadata.items()))})
+        self.timings: dict[str, float] = {}
+
+    def reset(self, batch_size: int) -> None:
+        """New episodes: a new connection for each environment, which foreign servers understand as well."""
+        self.close()
+        self._clients = [self._connect() for _ in range(batch_size)]
+
+    def act(self, observation: Observation) -> npt.NDArray[np.float32]:
+        """-> (B, T, A), clipped to [-1, 1]. `ServiceError` when the server went away, `DataError` for its answers."""
+        if len(self._clients) != len(observation.text):
+            self.reset(len(observation.text))
+        try:
+            for row, client in enumerate(self._clients):
+                client.send(self._message(observation, row))
+            answers = [client.receive() for client in self._clients]
+        except PolicyError as error:
+            raise DataError(
+                f"{self._url} refused an observation: {error}", remedy="Name its keys in the url."
+            ) from None
+        except (OSError, WebSocketException, WireError) as error:
+            raise ServiceError(f"{self._url} stopped answering: {_line(error)}", remedy="Start it again.") from None
+        chunks = [self._chunk(answer) for answer in answers]
+        if len({chunk.shape for chunk in chunks}) > 1:
+            raise DataError(f"{self._url} answers with chunks of different shapes: {[c.shape for c in chunks]}.")
+        self.action_horizon = len(chunks[0])
+        timings = [answer.get("server_timing", {}) for answer in answers]
+        self.timings = {
+            "server": sum(float(item.get("infer_ms", 0.0)) for item in timings if isinstance(item, dict)) / 1e3
+        }
+        return np.stack(chunks)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for client in self._clients:
+            client.close()
+        self._clients = []
+
+    def _message(self, observation: Observation, row: int) -> dict[str, Any]:
+        keys = self._keys
+        message: dict[str, Any] = {
+            keys["image" if camera == "main" else f"image.{camera}"]: np.ascontiguousarray(
+                observation.images[camera][row]
+            )
+            for camera in self.cameras
+        }
+        message[keys["state"]] = np.ascontiguousarray(observation.proprioception[row])
+        message[keys["prompt"]] = observation.text[row]
+        if self.is_ours and observation.keys:
+            message["episode"] = observation.keys[row]
+        return message
+
+    def _chunk(self, answer: Any) -> npt.NDArray[np.float32]:
+        key = self._keys["actions"]
+        actions = answer.get(key) if isinstance(answer, dict) else None
+        if not isinstance(actions, np.ndarray) or actions.ndim not in (1, 2) or actions.dtype.kind != "f":
+            shown = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else type(actions).__name__
+            raise DataError(f"{self._url} answers {key!r} with {shown}, not floats (T, A).", remedy="E.g. ?actions=KEY")
+        chunk = np.atleast_2d(actions).astype(np.float32)
+        chunk = chunk[: self._horizon] if self._horizon else chunk
+        if not len(chunk) or not np.isfinite(chunk).all():
+            raise DataError(f"{self._url} answers with a chunk that is empty or not finite.")
+        return np.clip(chunk, *ACTION_RANGE)
+
+    def _connect(self) -> PolicyClient:
+        try:
+            return PolicyClient(self._url, token=os.environ.get(TOKEN_VARIABLE, ""), timeout_s=self._timeout_s)
+        except (OSError, WebSocketException, WireError, PolicyError) as error:
+            raise ServiceError(
+                f"no policy answers at {self._url}: {_line(error)}", remedy="Start it, e.g. foreframe serve MODEL."
+            ) from None
+
+
+def _parsed(url: str) -> tuple[str, dict[str, str], int]:
+    """(address, key of each part, horizon or 0)."""
+    parts = urlsplit(url)
+    keys, horizon = dict(DEFAULTS), 0
+    for name, value in parse_qsl(parts.query):
+        if name == "horizon":
+            if not value.isdigit() or value == "0":
+                raise ConfigError(f"horizon={value} in {url} is no number of actions.", remedy="E.g. ?horizon=8")
+            horizon = int(value)
+        elif name in DEFAULTS or name.startswith("image."):
+            keys[name] = value
+        else:
+            raise ConfigError(
+                f"unknown key {name!r} in {url}.", remedy=f"Known: {', '.join(DEFAULTS)}, image.CAMERA, horizon."
+            )
+    return urlunsplit((parts.scheme, parts.netloc, parts.path, "", "")), keys, horizon
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,69 @@
+"""A client of fifty lines for a served policy: numpy, msgpack and websockets, nothing else of the project's.
+
+client = PolicyClient("ws://127.0.0.1:8765")
+chunk = client.infer({"observation/image": image_HW3, "observation/state": state, "prompt": "open the drawer"})
+chunk["actions"]  # (T, A): carry them out, then ask again
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+from websockets.sync.client import connect
+
+from evaluation.serving.wire import pack, unpack
+
+
+class PolicyError(RuntimeError):
+    """The server's one line on why it did not answer."""
+
+
+class PolicyClient:
+    """One connection is one robot: the server keeps an episode's state for each. Not for several threads."""
+
+    def __init__(self, url: str, *, token: str = "", timeout_s: float = 60.0) -> None:
+        headers = {"Authorization": f"Api-Key {token}"} if token else None
+        self._timeout_s = timeout_s
+        self._connection = connect(
+            url, compression=None, max_size=None, additional_headers=headers, open_timeout=timeout_s
+        )
+        self.metadata: dict[str, Any] = unpack(self._received())
+        self._is_new = True
+
+    def reset(self) -> None:
+        """The next observation is the first of a new episode."""
+        self._is_new = True
+
+    def infer(self, observation: dict[str, Any]) -> dict[str, Any]:
+        """`actions` (T, A), `server_timing` and `policy_timing` in milliseconds."""
+        self.send(observation)
+        return self.receive()
+
+    def send(self, observation: dict[str, Any]) -> None:
+        """Ask without waiting, e.g. several robots at once; one question at a time for each connection."""
+        self._connection.send(pack({**observation, "reset": True} if self._is_new else observation))
+        self._is_new = False
+
+    def receive(self) -> dict[str, Any]:
+        """The answer to what was sent."""
+        answer: dict[str, Any] = unpack(self._received())
+        return answer
+
+    def close(self) -> None:
+        """Say goodbye."""
+        self._connection.close()
+
+    def _received(self) -> bytes:
+        message = self._connection.recv(timeout=self._timeout_s)
+        if isinstance(message, str):
+            raise PolicyError(message)
+        return message
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
