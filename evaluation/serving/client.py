@@ -14,6 +14,8 @@ from websockets.sync.client import connect
 
 from evaluation.serving.wire import pack, unpack
 
+MAX_ANSWER_BYTES = 256 << 20
+
 
 class PolicyError(RuntimeError):
     """The server's one line on why it did not answer."""
@@ -25,10 +27,15 @@ class PolicyClient:
     def __init__(self, url: str, *, token: str = "", timeout_s: float = 60.0) -> None:
         headers = {"Authorization": f"Api-Key {token}"} if token else None
         self._timeout_s = timeout_s
+        # No keepalive: a server that computes in its event loop, as openpi's does, answers no ping until it is done.
         self._connection = connect(
-            url, compression=None, max_size=None, additional_headers=headers, open_timeout=timeout_s
-        )
+            url, compression=None, max_size=MAX_ANSWER_BYTES, additional_headers=headers, ping_interval=None,
+            open_timeout=min(timeout_s, 20.0), close_timeout=2,
+        )  # fmt: skip
         self.metadata: dict[str, Any] = unpack(self._received())
+        if not isinstance(self.metadata, dict):
+            self.close()
+            raise PolicyError("what came first is no map of metadata")
         self._is_new = True
 
     def reset(self) -> None:
@@ -42,7 +49,8 @@ class PolicyClient:
 
     def send(self, observation: dict[str, Any]) -> None:
         """Ask without waiting, e.g. several robots at once; one question at a time for each connection."""
-        self._connection.send(pack({**observation, "reset": True} if self._is_new else observation))
+        tells = self._is_new and self.metadata.get("server") == "foreframe"  # a foreign server may know no such key
+        self._connection.send(pack({**observation, "reset": True} if tells else observation))
         self._is_new = False
 
     def receive(self) -> dict[str, Any]:
@@ -55,7 +63,11 @@ class PolicyClient:
         self._connection.close()
 
     def _received(self) -> bytes:
-        message = self._connection.recv(timeout=self._timeout_s)
+        try:
+            message = self._connection.recv(timeout=self._timeout_s)
+        except TimeoutError:
+            self._connection.close_socket()  # a late answer must not be taken for that to the next question
+            raise
         if isinstance(message, str):
             raise PolicyError(message)
         return message

@@ -99,6 +99,8 @@ class Session:
             self._is_new = False
         started = time.perf_counter()
         actions = self._own.act(observation)[0, : self.action_horizon]
+        if not np.isfinite(actions).all():
+            raise ObservationError("the policy gave an action that is not finite; none is sent to a robot")
         parts = {name: 1e3 * seconds for name, seconds in getattr(self._own, "timings", {}).items()}
         total = {"infer_ms": 1e3 * (time.perf_counter() - started)}
         return {

@@ -19,6 +19,7 @@ DATA, DTYPE, SHAPE = b"data", b"dtype", b"shape"
 KINDS = "biuf"
 MAX_AXES = 8
 MAX_ITEMS = 4096  # of one list or map
+MAX_CONTAINERS = 256  # lists, maps and arrays of one message: few bytes must not become many objects
 
 
 class WireError(ValueError):
@@ -34,14 +35,37 @@ def pack(message: Any) -> bytes:
 def unpack(data: bytes) -> Any:
     """The message in bytes; arrays are read-only views of it. `WireError` for anything else than one whole message."""
     limits = {"max_array_len": MAX_ITEMS, "max_map_len": MAX_ITEMS, "max_str_len": len(data), "max_bin_len": len(data)}
+    count = _Containers()
     try:
-        return msgpack.unpackb(data, object_hook=_from_map, strict_map_key=False, max_ext_len=0, **limits)
+        return msgpack.unpackb(
+            data, object_hook=count.map, list_hook=count.list, strict_map_key=False, max_ext_len=0, **limits
+        )
     except WireError:
         raise
     # msgpack raises its own errors, and plain ones for bad text, unhashable keys, and nesting beyond its stack.
     except (msgpack.UnpackException, ValueError, TypeError, RecursionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WireError(f"not a msgpack message: {reason}") from None
+
+
+class _Containers:
+    """Counts what a message is made of while it is read, and stops at `MAX_CONTAINERS`."""
+
+    def __init__(self) -> None:
+        self._left = MAX_CONTAINERS
+
+    def map(self, value: dict[Any, Any]) -> Any:
+        self._take_one()
+        return _from_map(value)
+
+    def list(self, value: list[Any]) -> list[Any]:
+        self._take_one()
+        return value
+
+    def _take_one(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise WireError(f"more than {MAX_CONTAINERS} lists and maps in one message")
 
 
 def _to_map(value: Any) -> Any:
