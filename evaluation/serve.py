@@ -31,11 +31,23 @@ from infra.errors import ConfigError, ForeframeError
 from training.protocols import Policy
 
 log = logging.getLogger(__name__)
+connection_log = logging.getLogger(f"{__name__}.connections")
+connection_log.setLevel(logging.INFO)  # at DEBUG websockets writes headers down, the token among them
 
 TOKEN_VARIABLE = "FOREFRAME_SERVE_TOKEN"  # noqa: S105  (the variable's name, not a token)
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 HEALTH = "/healthz"
 BAD_MESSAGE, BUSY = 1007, 1013
+
+
+def _without_handshake_trace(record: logging.LogRecord) -> bool:
+    """A peer that breaks off its handshake is worth a line of the log, not a page."""
+    if record.getMessage() == "opening handshake failed":
+        record.exc_info = None
+    return True
+
+
+connection_log.addFilter(_without_handshake_trace)
 
 
 class ServeConfig(Config):
@@ -71,7 +83,7 @@ class PolicyServer:
         self._horizon = config.action_horizon or policy.action_horizon
         self._schema = ObservationSchema(_cameras(policy), _state_dim(policy), config.prompt)
         self._inference = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
-        self._open = 0
+        self.open_connections = 0
         self.answered = 0
 
     @property
@@ -91,8 +103,9 @@ class PolicyServer:
         """Listen; the server's `sockets` say where."""
         return await serve(
             self._converse, self.config.host, self.config.port, process_request=self._admit, compression=None,
+            origins=[None],  # a browser names its page's origin: no page may drive a robot from behind its user's back
             max_size=self.config.max_message_bytes, max_queue=1, ping_interval=20, ping_timeout=20, open_timeout=10,
-            close_timeout=2, server_header=None,
+            close_timeout=2, server_header=None, logger=connection_log,
         )  # fmt: skip
 
     def stop(self) -> None:
@@ -104,22 +117,22 @@ class PolicyServer:
             return connection.respond(HTTPStatus.OK, "OK\n")
         if self._token and not _has_token(request, self._token):
             return connection.respond(HTTPStatus.UNAUTHORIZED, "a token is needed: Authorization: Api-Key TOKEN\n")
-        if self._open >= self.config.max_connections:
+        if self.open_connections >= self.config.max_connections:
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections\n")
         return None
 
     async def _converse(self, connection: ServerConnection) -> None:
-        if self._open >= self.config.max_connections:  # several were admitted at the same moment
+        if self.open_connections >= self.config.max_connections:  # several were admitted at the same moment
             await connection.close(BUSY, "too many connections")
             return
-        self._open += 1
+        self.open_connections += 1
         try:
             await self._send(connection, pack(self.metadata))
             await self._answer_all(connection, Session(self._policy, self._horizon))
         except (ConnectionClosed, TimeoutError):
             pass  # the peer has gone, or does nothing for too long: nothing of ours is lost
         finally:
-            self._open -= 1
+            self.open_connections -= 1
 
     async def _answer_all(self, connection: ServerConnection, session: Session) -> None:
         errors, previous_ms = 0, 0.0
@@ -187,8 +200,8 @@ async def _until_stopped(server: PolicyServer) -> None:
 
 
 def _has_token(request: Request, token: str) -> bool:
-    given = request.headers.get("Authorization", "")
-    return any(hmac.compare_digest(given.encode(), f"{scheme} {token}".encode()) for scheme in ("Api-Key", "Bearer"))
+    given = " ".join(request.headers.get_all("Authorization")).encode(errors="surrogateescape")  # any bytes, any number
+    return any(hmac.compare_digest(given, f"{scheme} {token}".encode()) for scheme in ("Api-Key", "Bearer"))
 
 
 def _cameras(policy: Policy) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from pipelines.cli_calls import (
     verdict,
 )
 from pipelines.cli_finetune import finetune
+from pipelines.cli_policy import convert_policy, evaluate, serve, train_policy
 from pipelines.console import set_up_logging, table
 
 app = typer.Typer(
@@ -40,6 +41,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(finetune, name="finetune")
+app.command("train-policy")(train_policy)
+app.command("evaluate")(evaluate)
+app.command("serve")(serve)
+app.command("convert-policy")(convert_policy)
 
 
 def _version(wanted: bool) -> None:
@@ -136,11 +141,14 @@ def run(
     parameter: Annotated[
         list[str] | None, typer.Option("-p", "--param", metavar="KEY=VALUE", help="Flow parameter; repeat.")
     ] = None,
+    preset: Annotated[str, typer.Option(help="Short for -p preset=NAME.")] = "",
     override: Overrides = None,
     backend: Backend = "",
 ) -> None:
     """Run a deployment's flow here and now, without a worker."""
     parameters = dict(assignment(text) for text in parameter or [])
+    if preset:
+        parameters["preset"] = preset
     if override:
         parameters |= by_stage(override) if name == "demo" else {"overrides": override}
     result = call_flow(name, parameters, backend=backend, shares_ray=name != "demo")
@@ -188,49 +196,15 @@ def pretrain(
     typer.echo(call_flow("pretrain-rsp", {"preset": preset, "data": data, "overrides": override}, backend=backend))
 
 
-@app.command("train-policy")
-def train_policy(
-    *,
-    preset: Annotated[str, typer.Option(help="tiny or cortexbench.")] = "tiny",
-    encoder: Annotated[str, typer.Option(help="Export of an encoder; default: the registry's.")] = "",
-    data: Annotated[str, typer.Option(help="Data set of episodes; default: the simulated one.")] = "",
-    override: Overrides = None,
-    backend: Backend = "",
-    dry_run: DryRun = False,
-) -> None:
-    """Train a policy on an encoder's features, roll it out and register it."""
-    if dry_run:
-        flow = flow_module("train-policy")
-        provider = flow.ProviderConfig(kind="export", url=encoder) if encoder else flow.ProviderConfig(kind="none")
-        show_plan(flow.resolve_policy(preset, provider, data, override), has_data=bool(data))
-        return
-    parameters = {"preset": preset, "encoder": encoder, "data": data, "overrides": override}
-    typer.echo(call_flow("train-policy", parameters, backend=backend))
-
-
-@app.command()
-def evaluate(
-    *,
-    suite: Annotated[str, typer.Argument(help="label-propagation, video-prediction or rollouts.")],
-    model: Annotated[str, typer.Option(help="Export; default: the registry's candidate.")] = "",
-    control: Annotated[str, typer.Option(help="For rollouts: a policy trained without pictures.")] = "",
-    data: Annotated[str, typer.Option(help="Training episodes, a folder in DAVIS layout, or clips.")] = "",
-    override: Overrides = None,
-    backend: Backend = "",
-) -> None:
-    """Rate a model beside its control arms."""
-    parameters = {"suite": suite, "model": model, "control": control, "data": data, "overrides": override}
-    typer.echo(call_flow("evaluate", parameters, backend=backend))
-
-
 @app.command()
 def promote(
     model: Annotated[str, typer.Option(help="foreframe-policy, -video or -encoder.")] = "foreframe-policy",
     version: Annotated[int | None, typer.Option(help="Version; default: the candidate.", min=1)] = None,
+    result: Annotated[str, typer.Option(help="Judge this evaluation of an unregistered policy; nothing moves.")] = "",
     backend: Backend = "",
 ) -> None:
     """Let the gate decide on a candidate. A refusal is an answer: exit code 0, with the reasons."""
-    parameters = {"model": model, "version": version}
+    parameters = {"model": model, "version": version, "result": result}
     typer.echo(verdict(call_flow("promote", parameters, backend=backend, shares_ray=False)))
 
 

@@ -24,6 +24,7 @@ FLOW_MODULES = {
     "pretrain-rsp": "pipelines.flows.pretrain_rsp",
     "train-policy": "pipelines.flows.train_policy",
     "finetune-tvp": "pipelines.flows.finetune_tvp",
+    "ablations-vpp": "pipelines.flows.ablations_vpp",
     "evaluate": "pipelines.flows.evaluate",
     "promote": "pipelines.flows.promote",
     "demo": "pipelines.flows.demo",

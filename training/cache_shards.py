@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,14 +48,7 @@ class Filled:
 Fill = Callable[[ShardDataset, int], Filled]
 
 
-class CacheRecord(Protocol):
-    """What every cache's manifest has."""
-
-    kind: str
-    plan_id: str
-
-
-ManifestT = TypeVar("ManifestT", bound=Any)  # a `CacheRecord` that is a `Config`
+ManifestT = TypeVar("ManifestT", bound=Any)  # a cache's manifest: a `Config` with kind, plan_id, receipts and counts
 
 
 class ShardFiller:
@@ -129,9 +122,9 @@ class ShardFiller:
 
 
 def publish_filled(
-    output: str, header: CacheRecord, shard: int, tar: Path, summary: ShardSummary, *, num_frames: int, **facts: Any
+    output: str, header: Any, shard: int, tar: Path, summary: ShardSummary, *, num_frames: int, **facts: Any
 ) -> Receipt:
-    """Commit one finished cache shard; returns its receipt. `facts` are its failures and engine."""
+    """Commit one finished shard of the cache with that manifest; returns its receipt. `facts`: failures and engine."""
     receipt = Receipt(
         shard=shard,
         plan_id=header.plan_id,

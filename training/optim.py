@@ -1,4 +1,4 @@
-"""Optimiser, learning rate and weight average: AdamW, the base-rate rule, warm-up and half a cosine.
+"""Optimiser, learning rate and weight average: AdamW, the base-rate rule, warm-up, hold and half a cosine.
 
 The papers count *effective* epochs: a pass over the videos with `repeats` draws per video counts `repeats` times
 (RSP official code). Schedules here are functions of the training step on the fractional pass, so they do not depend
@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from infra.config import Config
+from infra.errors import ConfigError
 
 BASE_BATCH_SIZE = 256  # the batch a base learning rate refers to
 
@@ -45,38 +46,73 @@ class OptimConfig(Config):
         return self.base_lr * (self.lr_batch_size or global_batch_size) / BASE_BATCH_SIZE
 
 
+Shape = Literal["cosine", "constant", "tri-stage"]
+
+
 class ScheduleConfig(Config):
-    """How long, in effective epochs or, with `steps`, in training steps; and how the learning rate moves."""
+    """How long, in effective epochs or, with `steps`, in training steps; and how the learning rate moves.
+
+    "cosine" falls to `min_lr` from warm-up to the run's end; "constant" stays. "tri-stage" (VPP's configuration) warms
+    up from `start_lr`, holds the peak, falls to `min_lr` by half a cosine as long as `decay`, and stays there. Stages
+    have the unit of the length.
+    """
 
     epochs: float | None = Field(default=400.0, gt=0)
     warmup_epochs: float = Field(default=40.0, ge=0)
+    hold_epochs: float = Field(default=0.0, ge=0)
+    decay_epochs: float | None = Field(default=None, gt=0, description="None: to the end of the run")
     steps: int | None = Field(default=None, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
+    hold_steps: int = Field(default=0, ge=0)
+    decay_steps: int | None = Field(default=None, gt=0, description="None: to the end of the run")
+    start_lr: float = Field(default=0.0, ge=0)
     min_lr: float = Field(default=0.0, ge=0)
-    shape: Literal["cosine", "constant"] = "cosine"
+    shape: Shape = "cosine"
 
     @model_validator(mode="after")
     def _one_length(self) -> ScheduleConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps; set the other to null")
-        warmup, length = (
-            (self.warmup_epochs, self.epochs) if self.epochs is not None else (self.warmup_steps, self.steps)
-        )
+        warmup, hold, _ = self.stages
+        length = self.epochs if self.epochs is not None else self.steps
         if length is not None and warmup >= length:
             raise ValueError(f"warm-up {warmup} must be shorter than the run {length}")
+        if length is not None and warmup + hold >= length:
+            raise ValueError(f"warm-up {warmup} and hold {hold} must be shorter than the run {length}")
         return self
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> ScheduleConfig:
+        stages = ("hold_epochs", "hold_steps", "decay_epochs", "decay_steps", "start_lr")
+        given = [name for name in stages if getattr(self, name)]
+        if given and self.shape != "tri-stage":
+            raise ValueError(f"{given[0]} belongs to shape tri-stage, not {self.shape}")
+        other = "steps" if self.epochs is not None else "epochs"
+        if mixed := [name for name in given if name.endswith(other)]:
+            raise ValueError(f"{mixed[0]} is not in the unit of the run's length")
+        return self
+
+    @property
+    def stages(self) -> tuple[float, float, float | None]:
+        """Warm-up, hold and decay in the unit of the length."""
+        if self.epochs is not None:
+            return self.warmup_epochs, self.hold_epochs, self.decay_epochs
+        return self.warmup_steps, self.hold_steps, self.decay_steps
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate and pass of every training step. `end` and `warmup` are fractional steps."""
+    """Learning rate and pass of every training step. `end`, `warmup`, `hold`, `decay` are fractional steps."""
 
     peak_lr: float
     min_lr: float
     warmup: float
     end: float
-    shape: Literal["cosine", "constant"]
+    shape: Shape
     steps_per_pass: float
+    start_lr: float = 0.0
+    hold: float = 0.0
+    decay: float | None = None  # None: from the hold to the end
 
     @property
     def total_steps(self) -> int:
@@ -88,32 +124,45 @@ class Schedule:
         return step / self.steps_per_pass
 
     def lr(self, step: int) -> float:
-        """Learning rate of the update that follows `step` finished ones: linear from 0, then half a cosine."""
+        """Learning rate of the update that follows `step` finished ones: linear warm-up, then the shape."""
         if step < self.warmup:
-            return self.peak_lr * step / self.warmup
-        if self.shape == "constant":
+            return self.start_lr + (self.peak_lr - self.start_lr) * step / self.warmup
+        begin = self.warmup + self.hold
+        if self.shape == "constant" or step < begin:
             return self.peak_lr
-        progress = min(1.0, (step - self.warmup) / (self.end - self.warmup))
+        progress = min(1.0, (step - begin) / (self.end - begin if self.decay is None else self.decay))
         return self.min_lr + (self.peak_lr - self.min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def plan_schedule(
     schedule: ScheduleConfig, optim: OptimConfig, *, num_clips: int, global_batch_size: int, repeats: int = 1
 ) -> Schedule:
-    """Turn epochs into steps for a data set: passes = effective epochs / `repeats`; nothing is padded or dropped."""
+    """Turn epochs into steps for a data set: passes = effective epochs / `repeats`; nothing is padded or dropped.
+
+    `ConfigError` for a tri-stage schedule whose ends lie above its peak.
+    """
     steps_per_pass = num_clips / global_batch_size
-    if schedule.epochs is not None:
-        end = schedule.epochs / repeats * steps_per_pass
-        warmup = schedule.warmup_epochs / repeats * steps_per_pass
-    else:
-        end, warmup = float(schedule.steps or 0), float(schedule.warmup_steps)
+
+    def in_steps(length: float) -> float:
+        return length / repeats * steps_per_pass if schedule.epochs is not None else float(length)
+
+    warmup, hold, decay = schedule.stages
+    peak = optim.learning_rate(global_batch_size)
+    for name, value in (("start_lr", schedule.start_lr), ("min_lr", schedule.min_lr)):
+        if schedule.shape == "tri-stage" and value > peak:
+            raise ConfigError(
+                f"schedule.{name} {value} is above the peak {peak}.", remedy="Lower it, or raise optim.lr."
+            )
     return Schedule(
-        peak_lr=optim.learning_rate(global_batch_size),
+        peak_lr=peak,
         min_lr=schedule.min_lr,
-        warmup=warmup,
-        end=end,
+        warmup=in_steps(warmup),
+        end=in_steps(schedule.epochs if schedule.epochs is not None else schedule.steps or 0),
         shape=schedule.shape,
         steps_per_pass=steps_per_pass,
+        start_lr=schedule.start_lr,
+        hold=in_steps(hold),
+        decay=None if decay is None else in_steps(decay),
     )
 
 

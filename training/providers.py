@@ -187,10 +187,10 @@ def _vae(config: VAEProviderConfig, device: torch.device) -> FeatureProvider:
 
 
 def _voltron(config: VoltronProviderConfig, device: torch.device) -> FeatureProvider:
-    from training.models.common.foreign_encoders import VoltronEncoder
+    from training.models.common.foreign_encoders import VoltronEncoder, VoltronFeatures
 
     encoder = VoltronEncoder(config.path, language=config.language)
-    return EncoderFeatures(encoder.to(device), cameras=config.cameras)
+    return VoltronFeatures(encoder.to(device), cameras=config.cameras)
 
 
 _BUILDERS: dict[str, Any] = {"tvp": _video, "encoder": _encoder, "timm": _timm, "vae": _vae, "voltron": _voltron}

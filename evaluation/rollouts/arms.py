@@ -11,36 +11,39 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluation.rollouts.config import MEAN_DEMONSTRATION, ORACLE, OTHER_EPISODE, RANDOM_ACTIONS
-from evaluation.rollouts.environments import Actions, BatchEnvironment
+from evaluation.rollouts.environments import Actions
 from infra.digests import sha256_bytes
 from infra.errors import ConfigError, DataError
 from ingest.reader import ShardDataset
+from ingest.schema import DEFAULT_CAMERA
 from training.protocols import Observation, Policy
 
 RANDOM_SALT = 1  # the simulator's own draws use the bare seed
 
 
 class RandomActions:
-    """Uniform actions in [-1, 1], drawn per environment from its own seed."""
+    """Uniform actions in [-1, 1], drawn for each decision of an episode from its name."""
 
     needs_images = False
+    digest = sha256_bytes(RANDOM_ACTIONS.encode())
 
-    def __init__(self, seeds: tuple[int, ...], *, action_dim: int, action_horizon: int = 4) -> None:
+    def __init__(self, *, action_dim: int, action_horizon: int = 4) -> None:
         self.action_horizon = action_horizon
-        self.digest = sha256_bytes(f"{RANDOM_ACTIONS} {seeds}".encode())
-        self._seeds, self._action_dim = seeds, action_dim
-        self.reset(len(seeds))
+        self._action_dim = action_dim
+        self._decision = 0
 
     def reset(self, batch_size: int) -> None:
         """Start the same streams again."""
-        if batch_size != len(self._seeds):
-            raise ConfigError(f"random actions for {len(self._seeds)} seeds asked for a batch of {batch_size}.")
-        self._streams = [np.random.default_rng([RANDOM_SALT, seed]) for seed in self._seeds]
+        self._decision = 0
 
     def act(self, observation: Observation) -> Actions:
         """-> (B, T, A), whatever is seen."""
+        names = observation.keys or tuple(str(row) for row in range(len(observation.text)))
+        seeds = [int(sha256_bytes(f"{name} {self._decision}".encode())[:16], 16) for name in names]
+        self._decision += 1
         shape = (self.action_horizon, self._action_dim)
-        return np.stack([stream.uniform(-1.0, 1.0, shape) for stream in self._streams]).astype(np.float32)
+        drawn = [np.random.default_rng([RANDOM_SALT, seed]).uniform(-1.0, 1.0, shape) for seed in seeds]
+        return np.stack(drawn).astype(np.float32)
 
 
 class ReplayedActions:
@@ -68,21 +71,9 @@ class ReplayedActions:
 
 
 class Expert:
-    """The scripted oracle, which sees the simulator's state: the ceiling."""
+    """The scripted oracle, which sees the simulator's state: the ceiling. It acts where the simulator runs."""
 
-    needs_images = False
-    action_horizon = 1
     digest = sha256_bytes(ORACLE.encode())
-
-    def __init__(self, environment: BatchEnvironment) -> None:
-        self._environment = environment
-
-    def reset(self, batch_size: int) -> None:
-        """Nothing to forget: the environment holds the state."""
-
-    def act(self, observation: Observation) -> Actions:
-        """-> (B, 1, A)."""
-        return self._environment.expert_actions()[:, None]
 
 
 class OtherEpisode:
@@ -99,6 +90,7 @@ class OtherEpisode:
         self._policy = policy
         self.action_horizon = policy.action_horizon
         self.digest = policy.digest
+        self.cameras = tuple(getattr(policy, "cameras", ())) or (str(getattr(policy, "camera", DEFAULT_CAMERA)),)
 
     def reset(self, batch_size: int) -> None:
         """As the policy's; a batch of one has no other episode."""

@@ -1,143 +1,163 @@
-"""The rollout loop: all seeds of a task as one batch, one call of the policy per executed action chunk.
+"""The rollout loop: the episodes of a batch ask the policy together, once for each executed action chunk.
 
-Shape letters: B environments, T executed steps of a chunk, A action.
+A batch always has the same number of rows. An episode that ended, or was recorded by an earlier run, keeps its row and
+shows what it showed last, so the arithmetic of a row never depends on which others still run.
+
+Shape letters: R rows, N episodes played, T executed steps of a chunk, A action, P proprioception.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.result import Item
-from evaluation.rollouts.environments import Actions, BatchEnvironment, Mask
+from evaluation.rollouts.arms import Expert
+from evaluation.rollouts.environments import Actions
+from evaluation.rollouts.fleet import Fleet
+from evaluation.rollouts.latency import ArmTimings
+from evaluation.rollouts.player import News, Rollout, Rules, Scene
 from infra.errors import DataError
-from training.protocols import Policy
-
-SUCCESS_EVER = "success_ever"
-SUCCESS_LAST = "success_last"
-STEPS = "steps"
+from ingest.schema import DEFAULT_CAMERA
+from training.protocols import Images, Observation, Policy
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """One episode run by a policy.
+class Batch:
+    """Episodes that ask a policy together: row i is that of `seeds[i]`, and rows beyond them are spare."""
 
-    `steps` counts to the first success, or is the number run without one. `last` is the state after the last step of
-    the full length; None where the episode ended at its first success, because then it would say nothing new.
-    """
+    task: str
+    seeds: tuple[int, ...]
+    num_rows: int
+    recorded: frozenset[int] = frozenset()  # seeds that an earlier run has played
+    filmed: frozenset[int] = frozenset()
 
-    seed: int
-    ever: bool
-    last: bool | None
-    steps: int
-    frames: tuple[npt.NDArray[np.uint8], ...] = ()
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The seeds to play."""
+        return tuple(seed for seed in self.seeds if seed not in self.recorded)
 
-    def item(self, task: str) -> Item:
-        """The record of `result.json`."""
-        metrics = {SUCCESS_EVER: float(self.ever), STEPS: float(self.steps)}
-        if self.last is not None:
-            metrics[SUCCESS_LAST] = float(self.last)
-        details = {"task": task, "seed": self.seed, "stopped_at_success": self.last is None}
-        return Item(item_id=f"{task}/{self.seed}", stratum=task, metrics=metrics, details=details)
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What a policy's random draws follow from, a name for every row."""
+        spare = range(len(self.seeds), self.num_rows)
+        return (*(f"{self.task}/{seed}" for seed in self.seeds), *(f"spare/{row}" for row in spare))
+
+
+def cameras_of(policy: Policy) -> tuple[str, ...]:
+    """The cameras a policy looks through: its `cameras` or `camera`, else "main"; none for one without eyes."""
+    if not policy.needs_images:
+        return ()
+    return tuple(getattr(policy, "cameras", ())) or (str(getattr(policy, "camera", DEFAULT_CAMERA)),)
 
 
 def run_batch(
-    environment: BatchEnvironment,
-    policy: Policy,
+    fleet: Fleet,
+    policy: Policy | Expert,
+    batch: Batch,
     *,
-    max_steps: int,
-    stop_on_success: bool = False,
-    num_clips: int = 0,
-    clip_stride: int = 2,
-) -> list[Rollout]:
-    """Roll a policy out on every seed of a batch.
+    rules: Rules,
+    on_ended: Callable[[Rollout], None],
+    timings: ArmTimings | None = None,
+) -> None:
+    """Play the missing seeds of a batch; `on_ended` is told of each episode as it ends.
 
-    With `stop_on_success` an episode ends at its first success: quicker, and only success "ever" is known then.
-    The first `num_clips` episodes keep every `clip_stride`-th frame. Raises `DataError` on a chunk of a wrong shape or
-    with a value that is not finite.
+    Raises `DataError` on a chunk of a wrong shape or with a value that is not finite, and what a simulator raised.
     """
-    environment.reset()
-    policy.reset(len(environment.seeds))
-    state = _State(environment, stop_on_success, num_clips, clip_stride)
-    while state.step < max_steps and state.active.any():
-        observation = environment.observe(images=policy.needs_images, active=state.active)
-        chunk_BTA = _checked(policy.act(observation), environment)
-        for actions_BA in np.moveaxis(chunk_BTA, 1, 0)[: max_steps - state.step]:
-            state.advance(actions_BA)
-    return state.rollouts()
+    timings = timings if timings is not None else ArmTimings()
+    began = time.perf_counter()
+    rows = _Rows(batch)
+
+    def listen(news: News) -> None:
+        rows.take(news)
+        timings.add_costs(news.costs)
+        for rollout in news.ended:
+            on_ended(rollout)
+
+    cameras = () if isinstance(policy, Expert) else cameras_of(policy)
+    places = tuple(range(len(batch.missing)))
+    for news in fleet.start(Scene(batch.task, batch.missing, places, batch.filmed, cameras), rules):
+        listen(news)
+    if not isinstance(policy, Expert):
+        policy.reset(batch.num_rows)
+    taken = 0
+    while rows.going_on:
+        chunk_NTA, num_steps = None, rules.max_steps
+        if not isinstance(policy, Expert):
+            chunk_RTA = _decide(policy, rows, timings)
+            num_steps = min(chunk_RTA.shape[1], rules.max_steps - taken)
+            chunk_NTA = chunk_RTA[rows.of_places, :num_steps]
+            timings.num_control_steps += num_steps
+        rows.going_on.clear()
+        for news in fleet.advance(chunk_NTA, num_steps=num_steps):
+            listen(news)
+        taken += num_steps
+    timings.wall_s += time.perf_counter() - began
 
 
-@dataclass
-class _State:
-    environment: BatchEnvironment
-    stop_on_success: bool
-    num_clips: int
-    clip_stride: int
-    step: int = 0
-    active: Mask = field(init=False)
-    last: Mask = field(init=False)
-    first_success: npt.NDArray[np.int64] = field(init=False)  # steps taken when first solved, 0 for never
+class _Rows:
+    """What every row of a batch shows now."""
 
-    def __post_init__(self) -> None:
-        batch = len(self.environment.seeds)
-        self.active, self.last = np.ones(batch, bool), np.zeros(batch, bool)
-        self.first_success = np.zeros(batch, np.int64)
-        self.frames: list[list[npt.NDArray[np.uint8]]] = [[] for _ in range(min(self.num_clips, batch))]
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.of_places = [row for row, seed in enumerate(batch.seeds) if seed not in batch.recorded]
+        self.going_on: set[int] = set()
+        self.action_dim = 0
+        # Spare rows repeat the first ones: whoever looks at the row behind the last episode finds the first.
+        self._order = [row % len(batch.seeds) for row in range(batch.num_rows)]
+        self._images: dict[str, Images] = {}
+        self._proprioception: npt.NDArray[np.float32] | None = None
+        self._texts: dict[int, str] = {}
 
-    def advance(self, actions_BA: Actions) -> None:
-        """One step of every active environment."""
-        if not self.active.any():
+    def take(self, news: News) -> None:
+        """Rows whose episodes go on get what these show; the others keep theirs."""
+        self.action_dim = news.action_dim
+        rows = [self.of_places[place] for place in news.places]
+        self.going_on.update(rows)
+        if news.observation is None:
             return
-        if self.step % self.clip_stride == 0:
-            self._film()
-        success = self.environment.step(actions_BA, active=self.active)
-        self.step += 1
-        self.last = np.where(self.active, success, self.last)
-        newly = success & (self.first_success == 0)
-        self.first_success[newly] = self.step
-        if self.stop_on_success:
-            self.active = self.active & ~success
+        seen, count = news.observation, len(self.batch.seeds)
+        for camera, images in seen.images.items():
+            if camera not in self._images:
+                self._images[camera] = np.zeros((count, *images.shape[1:]), np.uint8)
+            self._images[camera][rows] = images
+        if self._proprioception is None:
+            self._proprioception = np.zeros((count, seen.proprioception.shape[1]), np.float32)
+        self._proprioception[rows] = seen.proprioception
+        self._texts.update(zip(rows, seen.text, strict=True))
 
-    def rollouts(self) -> list[Rollout]:
-        """The records, in the order of the seeds; the final picture closes each clip."""
-        self.active = np.ones_like(self.active)
-        self._film()
-        records = []
-        for index, seed in enumerate(self.environment.seeds):
-            ever = bool(self.first_success[index])
-            last = None if self.stop_on_success else bool(self.last[index])
-            steps = int(self.first_success[index]) if ever else self.step
-            frames = tuple(self.frames[index]) if index < len(self.frames) else ()
-            records.append(Rollout(seed, ever, last, steps, frames))
-        return records
-
-    def _film(self) -> None:
-        for index, frames in enumerate(self.frames):
-            if self.active[index]:
-                frames.append(self.environment.picture(index))
+    def observation(self) -> Observation:
+        """All rows, copies."""
+        assert self._proprioception is not None, "no episode has begun"
+        some_text = next(iter(self._texts.values()))
+        return Observation(
+            {camera: images[self._order] for camera, images in self._images.items()},
+            self._proprioception[self._order],
+            tuple(self._texts.get(row, some_text) for row in self._order),
+            self.batch.keys,
+        )
 
 
-def _checked(chunk: Actions, environment: BatchEnvironment) -> Actions:
-    expected = (len(environment.seeds), environment.action_dim)
-    if chunk.ndim != 3 or (chunk.shape[0], chunk.shape[2]) != expected or chunk.shape[1] < 1:
+def _decide(policy: Policy, rows: _Rows, timings: ArmTimings) -> Actions:
+    observation = rows.observation()
+    began = time.perf_counter()
+    chunk_RTA = np.asarray(policy.act(observation), np.float32)
+    timings.add_decision(time.perf_counter() - began, policy, batch_size=rows.batch.num_rows)
+    task, expected = rows.batch.task, (rows.batch.num_rows, rows.action_dim)
+    if chunk_RTA.ndim != 3 or (chunk_RTA.shape[0], chunk_RTA.shape[2]) != expected or chunk_RTA.shape[1] < 1:
         raise DataError(
-            f"the policy gave actions of shape {chunk.shape} on {environment.task!r}, "
+            f"the policy gave actions of shape {chunk_RTA.shape} on {task!r}, "
             f"not ({expected[0]}, steps, {expected[1]}).",
             remedy="Is it a policy of this simulator?",
         )
-    if not np.isfinite(chunk).all():
-        raise DataError(f"the policy gave an action that is not finite on {environment.task!r}.")
-    return chunk
+    if not np.isfinite(chunk_RTA).all():
+        raise DataError(f"the policy gave an action that is not finite on {task!r}.")
+    return chunk_RTA
 
 
 def clip_fps(control_hz: int, clip_stride: int, *, speed: float = 0.5) -> float:
     """Frame rate of a clip shown at `speed` times real time."""
     return control_hz * speed / clip_stride
-
-
-def items_of(rollouts: Sequence[Rollout], task: str) -> tuple[Item, ...]:
-    """Records of one task, in the order of the seeds."""
-    return tuple(rollout.item(task) for rollout in rollouts)

@@ -5,9 +5,10 @@
     ws://HOST:PORT?image.wrist=observation/wrist_image
 
 `image.CAMERA=KEY` names a further camera's key, `actions=KEY` where the answer holds its chunk, `horizon=N` how many
-actions of a chunk are carried out (default: what the server's metadata says, else all). `token` comes from
-FOREFRAME_SERVE_TOKEN. Every environment has a connection of its own, because servers keep an episode's state by
-connection. A remote policy's weights cannot be seen: its digest is that of its address and metadata.
+actions of a chunk are carried out (default: what the server's metadata says, else all). `foreframe serve` tells its
+cameras itself. The token comes from FOREFRAME_SERVE_TOKEN. Every environment has a connection of its own, because
+servers keep an episode's state by connection. A remote policy's weights cannot be seen: its digest is that of its
+address and metadata.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from websockets.exceptions import WebSocketException
 
 from evaluation.serve import TOKEN_VARIABLE
 from evaluation.serving.client import PolicyClient, PolicyError
+from evaluation.serving.session import IMAGES
 from evaluation.serving.wire import WireError
-from infra.digests import sha256_json
+from infra.digests import sha256_bytes, sha256_json
 from infra.errors import ConfigError, DataError, ServiceError
 from training.protocols import Observation
 
 SCHEMES = ("ws://", "wss://")
 DEFAULTS = {"image": "observation/image", "state": "observation/state", "prompt": "prompt", "actions": "actions"}
 ACTION_RANGE = (-1.0, 1.0)
+MAX_LINE = 300  # characters of a foreign error that are passed on
 
 
 def is_served(policy: str) -> bool:
@@ -40,22 +43,22 @@ def is_served(policy: str) -> bool:
 class RemotePolicy:
     """The `Policy` behind an address. Asks all environments before it waits for the first answer."""
 
-    needs_images = True
-
-    def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
-        self._url, self._keys, self._horizon = _parsed(url)
+    def __init__(self, url: str, *, timeout_s: float = 300.0) -> None:  # a first inference may compile for minutes
+        self._url, named, self._horizon = _parsed(url)
+        self._keys = DEFAULTS | named
         self._timeout_s = timeout_s
         self._clients: list[PolicyClient] = []
-        self.cameras = tuple(name for name in self._keys if name.startswith("image"))
-        self.cameras = tuple("main" if name == "image" else name.removeprefix("image.") for name in self.cameras)
         probe = self._connect()
         self.metadata = probe.metadata
         probe.close()
         self.is_ours = self.metadata.get("server") == "foreframe"
+        self._images = self._image_keys(named)
+        self.cameras = tuple(self._images)
+        self.needs_images = bool(self._images)
         told = self.metadata.get("action_horizon", 0)
-        self._horizon = self._horizon or (told if isinstance(told, int) else 0)
+        self._horizon = self._horizon or (told if isinstance(told, int) and told > 0 else 0)
         self.action_horizon = self._horizon or 1  # known after the first answer
-        self.digest = sha256_json({"url": url, "metadata": repr(sorted(self.metadata.items()))})
+        self.digest = sha256_json({"url": url, "metadata": _plain(self.metadata)})
         self.timings: dict[str, float] = {}
 
     def reset(self, batch_size: int) -> None:
@@ -72,10 +75,12 @@ class RemotePolicy:
                 client.send(self._message(observation, row))
             answers = [client.receive() for client in self._clients]
         except PolicyError as error:
+            self.close()  # answers under way must not be taken for those to later observations
             raise DataError(
-                f"{self._url} refused an observation: {error}", remedy="Name its keys in the url."
+                f"{self._url} refused an observation: {_line(error)}", remedy="Name its keys in the url."
             ) from None
         except (OSError, WebSocketException, WireError) as error:
+            self.close()
             raise ServiceError(f"{self._url} stopped answering: {_line(error)}", remedy="Start it again.") from None
         chunks = [self._chunk(answer) for answer in answers]
         if len({chunk.shape for chunk in chunks}) > 1:
@@ -94,18 +99,25 @@ class RemotePolicy:
         self._clients = []
 
     def _message(self, observation: Observation, row: int) -> dict[str, Any]:
-        keys = self._keys
+        missing = sorted(set(self.cameras) - set(observation.images))
+        if missing:
+            raise DataError(f"{self._url} needs camera {', '.join(missing)}, there are {sorted(observation.images)}.")
         message: dict[str, Any] = {
-            keys["image" if camera == "main" else f"image.{camera}"]: np.ascontiguousarray(
-                observation.images[camera][row]
-            )
-            for camera in self.cameras
+            key: np.ascontiguousarray(observation.images[camera][row]) for camera, key in self._images.items()
         }
-        message[keys["state"]] = np.ascontiguousarray(observation.proprioception[row])
-        message[keys["prompt"]] = observation.text[row]
+        message[self._keys["state"]] = np.ascontiguousarray(observation.proprioception[row])
+        message[self._keys["prompt"]] = observation.text[row]
         if self.is_ours and observation.keys:
             message["episode"] = observation.keys[row]
         return message
+
+    def _image_keys(self, named: dict[str, str]) -> dict[str, str]:
+        """Camera -> key: as the address names them, else as our own server tells them, else openpi's one picture."""
+        given = {name.partition(".")[2] or "main": key for name, key in named.items() if name.startswith("image")}
+        told = self.metadata.get("cameras")
+        if not given and self.is_ours and isinstance(told, list):
+            return {str(camera): f"{IMAGES}{camera}" for camera in told}
+        return {"main": DEFAULTS["image"]} | given
 
     def _chunk(self, answer: Any) -> npt.NDArray[np.float32]:
         key = self._keys["actions"]
@@ -129,9 +141,10 @@ class RemotePolicy:
 
 
 def _parsed(url: str) -> tuple[str, dict[str, str], int]:
-    """(address, key of each part, horizon or 0)."""
+    """(address, keys that are named, horizon or 0)."""
     parts = urlsplit(url)
-    keys, horizon = dict(DEFAULTS), 0
+    keys: dict[str, str] = {}
+    horizon = 0
     for name, value in parse_qsl(parts.query):
         if name == "horizon":
             if not value.isdigit() or value == "0":
@@ -146,5 +159,18 @@ def _parsed(url: str) -> tuple[str, dict[str, str], int]:
     return urlunsplit((parts.scheme, parts.netloc, parts.path, "", "")), keys, horizon
 
 
+def _plain(value: Any) -> Any:
+    """Metadata as JSON, arrays by their bytes."""
+    if isinstance(value, dict):
+        return sorted(([repr(key), _plain(item)] for key, item in value.items()), key=lambda pair: str(pair[0]))
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return [value.dtype.str, list(value.shape), sha256_bytes(value.tobytes())]
+    return repr(value)
+
+
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """What openpi's server sends is a traceback; its last line says what was wrong."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return "".join(letter if letter.isprintable() else " " for letter in lines[-1].strip())[:MAX_LINE]

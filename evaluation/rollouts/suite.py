@@ -1,18 +1,20 @@
-"""The rollout suite: a policy and its control arms on equal tasks and seeds, pooled with Wilson intervals."""
+"""The rollout suite: a policy and its control arms on equal tasks and seeds, pooled with intervals.
+
+Simulators run in processes of their own, the policies here, loaded once. Every episode is recorded when it ends; a
+killed evaluation plays the missing ones and ends with the same `result.json`, whatever the number of processes.
+"""
 
 from __future__ import annotations
 
 import logging
-import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
 
-from evaluation.result import RESULT_NAME, EvaluationResult, Item, Score
+from evaluation.result import RESULT_NAME, EvaluationResult, Item
 from evaluation.rollouts.arms import Expert, OtherEpisode, RandomActions, ReplayedActions, mean_demonstrations
 from evaluation.rollouts.config import (
     MEAN_DEMONSTRATION,
@@ -23,148 +25,186 @@ from evaluation.rollouts.config import (
     RANDOM_ACTIONS,
     RolloutsConfig,
 )
-from evaluation.rollouts.environments import Actions, BatchEnvironment, MetaWorldBatch
-from evaluation.rollouts.loop import SUCCESS_EVER, SUCCESS_LAST, Rollout, clip_fps, items_of, run_batch
-from evaluation.statistics import wilson_interval
-from evaluation.suites import claim_output
-from infra.digests import sha256_json
-from infra.errors import ConfigError, InputError
-from infra.media_encode import encode_video
-from infra.storage import exists, join, read_json, write_bytes, write_json
+from evaluation.rollouts.environments import Actions, MakeMetaWorld, MetaWorldBatch
+from evaluation.rollouts.fleet import Fleet
+from evaluation.rollouts.latency import LATENCY_NAME, ArmTimings, single
+from evaluation.rollouts.loop import Batch, cameras_of, run_batch
+from evaluation.rollouts.player import Rollout, Rules
+from evaluation.rollouts.policies import open_policy, policy_digest
+from evaluation.rollouts.records import SUCCESS_EVER, Records
+from evaluation.rollouts.scores import differences, scores_of
+from evaluation.suites import claim_output, finished_result
+from infra.digests import sha256_json, short
+from infra.errors import ConfigError
+from infra.faults import fault_point
+from infra.storage import join, write_json
 from ingest.reader import ShardDataset
-from ingest.simulators.metaworld import CONTROL_HZ, prepare_rendering, simulator_versions
-from ingest.simulators.workers import WorkerPool
-from training.export import load_policy, read_record
-from training.protocols import Policy
+from ingest.simulators.metaworld import ACTION_DIM, prepare_rendering, simulator_versions
+from training.protocols import Observation, Policy
 
 log = logging.getLogger(__name__)
 
-SUITE_VERSION = "1"
+SUITE_VERSION = "2"
 POLICY = "policy"
-CLIP_CRF = 23
-
-
-@dataclass(frozen=True)
-class _TaskOrder:
-    config: RolloutsConfig
-    task: str
-    mean_demonstration: Actions | None
-
-
-@dataclass(frozen=True)
-class _TaskOutcome:
-    task: str
-    items: dict[str, tuple[Item, ...]]  # by arm
-    clips: dict[str, dict[str, str]]  # by arm: title -> path relative to the output
-    digests: dict[str, str]
 
 
 def run(config: RolloutsConfig) -> EvaluationResult:
     """Roll out and write `result.json` last; a finished output is read, not redone.
 
-    Raises `InputError` if the output holds the result of another config.
+    Raises `InputError` if the output holds the result of another config or model.
     """
     claim_output(config, output=config.output, place_fields=PLACE_FIELDS)
-    done = join(config.output, RESULT_NAME)
-    if exists(done):
-        return _finished(config, EvaluationResult.parse(read_json(done)))
+    digest = policy_digest(config.policy)
+    if (done := finished_result(config.output, model=config.policy, model_digest=digest)) is not None:
+        return done
     prepare_rendering()
-    demonstrations, data_digest = _demonstrations(config)
-    orders = [_TaskOrder(config, task, demonstrations.get(task)) for task in config.tasks]
-    outcomes: dict[str, _TaskOutcome] = {}
-    with WorkerPool(min(config.workers, len(orders))) as pool:
-        for outcome in pool.map(_run_task, orders):
-            outcomes[outcome.task] = outcome
-            log.info("%s: %s", outcome.task, _in_words(outcome.items))
-    result = _pooled(config, [outcomes[task] for task in config.tasks], data_digest)
-    write_json(done, result.to_json())
+    session = _Session(config)
+    session.play()
+    result = session.result()
+    write_json(join(config.output, LATENCY_NAME), session.latency())
+    write_json(join(config.output, RESULT_NAME), result.to_json())
     return result
 
 
-def _finished(config: RolloutsConfig, result: EvaluationResult) -> EvaluationResult:
-    digest = str(read_record(config.policy)["digest"])
-    if digest != result.model_digest:
-        raise InputError(
-            f"{config.output} rates policy {result.model_digest[:12]}, but {config.policy} now is {digest[:12]}.",
-            remedy="Choose another output folder.",
+@dataclass
+class _Session:
+    config: RolloutsConfig
+    timings: dict[str, ArmTimings] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.records = Records(config.output, clip_stride=config.clip_stride)
+        if len(self.records):
+            log.info("resuming: %d episodes are recorded", len(self.records))
+        self._demonstrations, self.data_digest = _demonstrations(config)
+        self._policies = {url: open_policy(url) for url in dict.fromkeys(_addresses(config))}
+        self.digests = {name: self._arm(name, config.tasks[0]).digest for name in self.names}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The policy first, then the policies to report beside it, then the control arms."""
+        return (POLICY, *self.config.other_policies, *self.config.arms)
+
+    def play(self) -> None:
+        """Every episode that is not recorded yet."""
+        config = self.config
+        rules = Rules(config.max_steps, config.stop_on_success, config.clip_stride)
+        make = MakeMetaWorld(config.camera, config.size, config.cameras, trains_here=config.workers == 1)
+        with Fleet(make, processes=config.workers) as fleet:
+            for task, seeds in self._groups():
+                for name in self.names:
+                    batch = self._batch(name, task, seeds)
+                    if batch.missing:
+                        self._play(fleet, name, batch, rules)
+                        log.info("%s", self._in_words(name, task, seeds))
+
+    def result(self) -> EvaluationResult:
+        """All records, in the order of the config."""
+        config, names = self.config, self.names
+        items = {
+            name: tuple(self.records.get(name, task, seed).item for task in config.tasks for seed in config.seeds)
+            for name in names
+        }
+        mine = items.pop(POLICY)
+        exports = {
+            self.digests[name] for name in (POLICY, *config.other_policies, PROPRIOCEPTION) if name in self.digests
+        }
+        return EvaluationResult(
+            suite=config.suite,
+            suite_version=f"{SUITE_VERSION}-{short(_protocol_digest(config))}",
+            model=config.policy,
+            model_digest=self.digests[POLICY],
+            data_digest=self.data_digest,
+            code_version=version("foreframe"),
+            primary_metric=SUCCESS_EVER,
+            seeds=config.seeds,
+            items=mine,
+            scores=scores_of(mine) | differences(mine, items),
+            arms=items,
+            arm_scores={name: scores_of(arm) for name, arm in items.items()},
+            artefacts={**self._clips(), "latency": LATENCY_NAME},
+            inputs=tuple(sorted(exports | ({self.data_digest} if self.data_digest else set()))),
         )
-    log.info("%s is complete: nothing to roll out", config.output)
-    return result
+
+    def latency(self) -> dict[str, Any]:
+        """Times of this execution by arm, and of the policy asked by one robot."""
+        arms = {name: timings.record() for name, timings in self.timings.items()}
+        policy = self._policies[self.config.policy]
+        return {"single": single(policy, self._one_observation(policy)), "arms": arms}
+
+    def _play(self, fleet: Fleet, name: str, batch: Batch, rules: Rules) -> None:
+        def keep(rollout: Rollout) -> None:
+            self.records.add(name, batch.task, rollout, digest=self.digests[name])
+            fault_point("rollouts.after_episode", f"{name}/{batch.task}/{rollout.seed}")
+
+        run_batch(
+            fleet,
+            self._arm(name, batch.task),
+            batch,
+            rules=rules,
+            on_ended=keep,
+            timings=self.timings.setdefault(name, ArmTimings()),
+        )
+
+    def _groups(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        size, seeds = self.config.batch_size, self.config.seeds
+        for task in self.config.tasks:
+            for start in range(0, len(seeds), size):
+                yield task, seeds[start : start + size]
+
+    def _batch(self, name: str, task: str, seeds: tuple[int, ...]) -> Batch:
+        recorded = self.records.played(name, task, seeds, digest=self.digests[name])
+        if name == OTHER_EPISODE and len(recorded) < len(seeds):
+            recorded = frozenset()  # its episodes look at each other's pictures: all of them run, or none
+        filmed = frozenset(self.config.seeds[: self.config.num_clips]) & frozenset(seeds)
+        return Batch(task, seeds, self.config.batch_size, recorded, filmed)
+
+    def _arm(self, name: str, task: str) -> Policy | Expert:
+        config = self.config
+        urls = {POLICY: config.policy, PROPRIOCEPTION: config.proprioception_policy, **config.other_policies}
+        if name in urls:
+            policy = self._policies[urls[name]]
+            if name == PROPRIOCEPTION and policy.needs_images:
+                raise ConfigError(f"{urls[name]} is a policy that looks at pictures.")
+            return policy
+        if name == MEAN_DEMONSTRATION:
+            return ReplayedActions(self._demonstrations[task])
+        if name == OTHER_EPISODE:
+            return OtherEpisode(self._policies[config.policy])
+        assert name in (RANDOM_ACTIONS, ORACLE), name
+        return Expert() if name == ORACLE else RandomActions(action_dim=ACTION_DIM)
+
+    def _one_observation(self, policy: Policy) -> Observation:
+        config = self.config
+        environment = MetaWorldBatch(
+            config.tasks[0], config.seeds[:1], camera=config.camera, size=config.size, cameras=config.cameras
+        )
+        try:
+            environment.reset()
+            return environment.observe(images=policy.needs_images, active=np.ones(1, bool), cameras=cameras_of(policy))
+        finally:
+            environment.close()
+
+    def _clips(self) -> dict[str, str]:
+        """Clips of the policy first: a report with little room shows the first ones."""
+        found = {}
+        for name in self.names:
+            for task in self.config.tasks:
+                for seed in self.config.seeds:
+                    record = self.records.get(name, task, seed)
+                    if record.clip:
+                        outcome = "solved" if record.item.metrics[SUCCESS_EVER] else "not solved"
+                        found[f"{task}, {name}, seed {seed}: {outcome}"] = record.clip
+        return found
+
+    def _in_words(self, name: str, task: str, seeds: tuple[int, ...]) -> str:
+        items: list[Item] = [self.records.get(name, task, seed).item for seed in seeds]
+        return f"{task}: {name} {sum(int(item.metrics[SUCCESS_EVER]) for item in items)}/{len(items)}"
 
 
-def scores_of(items: Iterable[Item]) -> dict[str, Score]:
-    """Success shares with Wilson intervals: pooled under the metric's name, per task under `metric/task`."""
-    groups: dict[str, list[float]] = {}
-    for item in items:
-        for metric in (SUCCESS_EVER, SUCCESS_LAST):
-            if metric in item.metrics:
-                groups.setdefault(metric, []).append(item.metrics[metric])
-                groups.setdefault(f"{metric}/{item.stratum}", []).append(item.metrics[metric])
-    return {name: _share(values) for name, values in sorted(groups.items(), key=lambda group: "/" in group[0])}
-
-
-def _share(values: list[float]) -> Score:
-    successes, count = sum(value > 0.5 for value in values), len(values)
-    low, high = wilson_interval(successes, count)
-    return Score(value=successes / count, low=low, high=high, count=count, successes=successes, method="wilson")
-
-
-def _run_task(order: _TaskOrder) -> _TaskOutcome:
-    """Everything of one task, in a process of its own when there are several."""
-    config = order.config
-    prepare_rendering()
-    if config.workers > 1:
-        torch.set_num_threads(1)
-    environment = MetaWorldBatch(order.task, config.seeds, camera=config.camera, size=config.size)
-    outcome = _TaskOutcome(order.task, {}, {}, {})
-    try:
-        for name, policy in _arms(order, environment).items():
-            rollouts = run_batch(
-                environment,
-                policy,
-                max_steps=config.max_steps,
-                stop_on_success=config.stop_on_success,
-                num_clips=config.num_clips,
-                clip_stride=config.clip_stride,
-            )
-            outcome.items[name] = items_of(rollouts, order.task)
-            outcome.digests[name] = policy.digest
-            outcome.clips[name] = _store_clips(config, order.task, name, rollouts)
-    finally:
-        environment.close()
-    return outcome
-
-
-def _arms(order: _TaskOrder, environment: BatchEnvironment) -> dict[str, Policy]:
-    config = order.config
-    arms: dict[str, Policy] = {POLICY: _policy(config.policy)}
-    for name, url in config.other_policies.items():
-        arms[name] = _policy(url)
-    for name in config.arms:
-        arms[name] = _control(name, order, environment)
-    return arms
-
-
-def _control(name: str, order: _TaskOrder, environment: BatchEnvironment) -> Policy:
-    if name == RANDOM_ACTIONS:
-        return RandomActions(environment.seeds, action_dim=environment.action_dim)
-    if name == MEAN_DEMONSTRATION:
-        assert order.mean_demonstration is not None
-        return ReplayedActions(order.mean_demonstration)
-    if name == PROPRIOCEPTION:
-        policy = _policy(order.config.proprioception_policy)
-        if policy.needs_images:
-            raise ConfigError(f"{order.config.proprioception_policy} is a policy that looks at pictures.")
-        return policy
-    if name == OTHER_EPISODE:
-        return OtherEpisode(_policy(order.config.policy))
-    assert name == ORACLE, name
-    return Expert(environment)
-
-
-@lru_cache(maxsize=8)
-def _policy(url: str) -> Policy:
-    return load_policy(url)
+def _addresses(config: RolloutsConfig) -> tuple[str, ...]:
+    control = (config.proprioception_policy,) if PROPRIOCEPTION in config.arms else ()
+    return (config.policy, *config.other_policies.values(), *control)
 
 
 def _demonstrations(config: RolloutsConfig) -> tuple[dict[str, Actions], str]:
@@ -177,61 +217,18 @@ def _demonstrations(config: RolloutsConfig) -> tuple[dict[str, Actions], str]:
     return mean_demonstrations(episodes, config.tasks), episodes.version
 
 
-def _store_clips(config: RolloutsConfig, task: str, arm: str, rollouts: list[Rollout]) -> dict[str, str]:
-    fps = clip_fps(CONTROL_HZ, config.clip_stride)
-    stored = {}
-    for rollout in rollouts:
-        if not rollout.frames:
-            continue
-        path = f"clips/{task}/{arm}-{rollout.seed}.mp4"
-        with tempfile.TemporaryDirectory(prefix="foreframe-") as folder:
-            local = Path(folder) / "clip.mp4"
-            encode_video(rollout.frames, local, fps=fps, crf=CLIP_CRF)
-            write_bytes(join(config.output, path), local.read_bytes())
-        outcome = "solved" if rollout.ever else "not solved"
-        stored[f"{task}, {arm}, seed {rollout.seed}: {outcome}"] = path
-    return stored
-
-
-def _pooled(config: RolloutsConfig, outcomes: list[_TaskOutcome], data_digest: str) -> EvaluationResult:
-    names = list(outcomes[0].items)
-    items = {name: tuple(item for outcome in outcomes for item in outcome.items[name]) for name in names}
-    # Clips of the policy first: a report with little room shows the first ones.
-    clips = {title: path for name in names for outcome in outcomes for title, path in outcome.clips[name].items()}
-    digests = outcomes[0].digests
-    exports = {digests[POLICY]} | {
-        digests[name] for name in (*config.other_policies, PROPRIOCEPTION) if name in digests
-    }
-    return EvaluationResult(
-        suite=config.suite,
-        suite_version=f"{SUITE_VERSION}-{_protocol_digest(config)[:12]}",
-        model=config.policy,
-        model_digest=digests[POLICY],
-        data_digest=data_digest,
-        code_version=version("foreframe"),
-        primary_metric=SUCCESS_EVER,
-        seeds=config.seeds,
-        items=items.pop(POLICY),
-        scores={},
-        arms=items,
-        artefacts=clips,
-        inputs=tuple(sorted(exports | ({data_digest} if data_digest else set()))),
-    ).model_copy(
-        update={
-            "scores": scores_of(item for outcome in outcomes for item in outcome.items[POLICY]),
-            "arm_scores": {name: scores_of(arm) for name, arm in items.items()},
-        }
-    )
-
-
 def _protocol_digest(config: RolloutsConfig) -> str:
     """Two results compare only if this is equal: tasks, seeds, length, pictures, and the simulator that drew them."""
-    fields = ("tasks", "first_seed", "num_seeds", "max_steps", "stop_on_success", "size", "camera")
+    fields = (
+        "tasks",
+        "first_seed",
+        "num_seeds",
+        "max_steps",
+        "stop_on_success",
+        "size",
+        "camera",
+        "cameras",
+        "batch_size",
+    )
     values = config.to_json()
     return sha256_json({**{name: values[name] for name in fields}, "versions": simulator_versions()})
-
-
-def _in_words(items: dict[str, tuple[Item, ...]]) -> str:
-    return ", ".join(
-        f"{name} {sum(int(item.metrics[SUCCESS_EVER]) for item in arm)}/{len(arm)}" for name, arm in items.items()
-    )

@@ -7,6 +7,7 @@ chunk["actions"]  # (T, A): carry them out, then ask again
 
 from __future__ import annotations
 
+import logging
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +16,8 @@ from websockets.sync.client import connect
 from evaluation.serving.wire import pack, unpack
 
 MAX_ANSWER_BYTES = 256 << 20
+connection_log = logging.getLogger(__name__)
+connection_log.setLevel(logging.INFO)  # at DEBUG websockets writes headers down, the token among them
 
 
 class PolicyError(RuntimeError):
@@ -30,7 +33,7 @@ class PolicyClient:
         # No keepalive: a server that computes in its event loop, as openpi's does, answers no ping until it is done.
         self._connection = connect(
             url, compression=None, max_size=MAX_ANSWER_BYTES, additional_headers=headers, ping_interval=None,
-            open_timeout=min(timeout_s, 20.0), close_timeout=2,
+            open_timeout=min(timeout_s, 20.0), close_timeout=2, logger=connection_log,
         )  # fmt: skip
         self.metadata: dict[str, Any] = unpack(self._received())
         if not isinstance(self.metadata, dict):

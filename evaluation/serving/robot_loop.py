@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluation.rollouts.environments import MetaWorldBatch
+from evaluation.serve import TOKEN_VARIABLE
 from evaluation.serving.client import PolicyClient
 from ingest.simulators.metaworld import CONTROL_HZ, prepare_rendering
 
@@ -127,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_rendering()
     robot = Simulated(given.task, given.seed)
     try:
-        with PolicyClient(given.url) as client:
+        with PolicyClient(given.url, token=os.environ.get(TOKEN_VARIABLE, "")) as client:
             log.info("policy %s", client.metadata.get("policy"))
             stats = control(robot, client, rate_hz=given.rate, max_steps=given.steps)
     finally:

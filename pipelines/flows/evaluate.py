@@ -1,22 +1,25 @@
-"""`evaluate`: an encoder by label propagation, a video model by its predictions, a policy by closed-loop rollouts.
+"""`evaluate`: an encoder by label propagation, a video model by its predictions, a policy in closed loop.
 
-Each stands beside its control arms.
+Each stands beside its control arms. A policy is an export, or an address that speaks openpi's websocket convention.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+from evaluation.rollouts.policies import is_served
 from prefect import flow
 
+from evaluation.calvin.config import CalvinConfig
 from evaluation.label_propagation.config import LabelPropagationConfig
 from evaluation.result import RESULT_NAME, EvaluationResult
-from evaluation.rollouts.config import RolloutsConfig
+from evaluation.rollouts.config import ARMS, MEAN_DEMONSTRATION, PROPRIOCEPTION, RolloutsConfig
 from evaluation.video_quality.config import ProbeConfig, VideoQualityConfig
 from infra.config import Config
 from infra.errors import ConfigError, InputError
 from infra.registry import ENCODER, POLICY, RESULT_TAG, VIDEO, Registry
 from infra.storage import absolute, join, read_json
+from ingest.reader import ShardDataset
 from pipelines.flows import STOPS_ITS_JOBS
 from pipelines.flows.ingest_corpus import TASKS
 from pipelines.ray_backend import Backend
@@ -24,9 +27,9 @@ from pipelines.tasks import FlowRun, logger, resolve, tracked
 from pipelines.video_data import evaluation_sources, probe_sources
 from training.export import read_record
 
-Suite = Literal["label-propagation", "video-prediction", "rollouts"]
-MODEL_OF = {"label-propagation": ENCODER, "video-prediction": VIDEO, "rollouts": POLICY}
-SUITE_OF = {model: suite for suite, model in MODEL_OF.items()}
+Suite = Literal["label-propagation", "video-prediction", "rollouts", "calvin"]
+MODEL_OF = {"label-propagation": ENCODER, "video-prediction": VIDEO, "rollouts": POLICY, "calvin": POLICY}
+SUITE_OF = {ENCODER: "label-propagation", VIDEO: "video-prediction", POLICY: "rollouts"}
 
 
 @flow(name="evaluate", flow_run_name="evaluate-{suite}", **STOPS_ITS_JOBS)
@@ -35,6 +38,7 @@ def evaluate(
     suite: Suite = "rollouts",
     model: str = "",
     control: str = "",
+    others: dict[str, str] | None = None,
     data: str = "",
     overrides: list[str] | None = None,
     backend: Backend | None = None,
@@ -44,31 +48,58 @@ def evaluate(
 
     `data`: for rollouts the episodes the policy was trained on, for label propagation a folder in DAVIS layout
     (default: simulated sequences), for video prediction a data set (default: those of the model's own run), of which
-    the held-out episodes are used. `control`: a policy trained without pictures, the proprioception arm.
+    the held-out episodes are used, for calvin a checkout of the simulator. `control`: a policy trained without
+    pictures, the proprioception arm; `others`: further policies to report beside it, by name.
     """
     with tracked("evaluate", backend=backend, parent=parent_run) as run:
-        url = absolute(model) if model else candidate_url(run, MODEL_OF[suite])
+        url = address(model) if model else candidate_url(run, MODEL_OF[suite])
         if suite == "label-propagation":
             config: Config = LabelPropagationConfig(encoder=url, data=data, output="unplaced")
         elif suite == "video-prediction":
             sources = evaluation_sources(url, data)
             probe = ProbeConfig(sources=probe_sources(url, sources))
             config = VideoQualityConfig(model=url, sources=sources, probe=probe, output="unplaced")
+        elif suite == "calvin":
+            config = CalvinConfig(policy=url, calvin_root=data, output="unplaced")
         else:
-            config = rollouts(url, control=control, data=data)
+            config = rollouts(url, control=control, others=others, data=data)
         return rate(run, resolve(config, overrides, folder="results", name=suite))
 
 
-def rollouts(policy: str, *, control: str, data: str) -> RolloutsConfig:
-    """Every control arm on unseen seeds of the demonstrated tasks."""
-    if not control or not data:
+def address(model: str) -> str:
+    """An export's absolute url; the address of a served policy as it is."""
+    return model if is_served(model) else absolute(model)
+
+
+def rollouts(
+    policy: str, *, control: str, others: dict[str, str] | None, data: str, controls: bool = True
+) -> RolloutsConfig:
+    """Every control arm that what is given allows, on unseen seeds of the demonstrated tasks; without `controls` none.
+
+    A policy of ours is gated on its arms, so it needs all of them; one that is served elsewhere may come alone.
+    """
+    if controls and not is_served(policy) and not (control and data):
         raise ConfigError(
             "rollouts need `control` (a policy trained without pictures) and `data` (the training episodes).",
             remedy="Use the train-policy flow, which makes both.",
         )
+    given = {PROPRIOCEPTION: bool(control), MEAN_DEMONSTRATION: bool(data)}
     return RolloutsConfig(
-        policy=policy, proprioception_policy=absolute(control), episodes=absolute(data), tasks=TASKS, output="unplaced"
+        policy=policy,
+        proprioception_policy=absolute(control) if control else "",
+        other_policies={name: address(url) for name, url in (others or {}).items()},
+        episodes=absolute(data) if data else "",
+        arms=tuple(arm for arm in ARMS if controls and given.get(arm, True)),
+        tasks=demonstrated_tasks(data) if data else TASKS,
+        output="unplaced",
     )
+
+
+def demonstrated_tasks(data: str) -> tuple[str, ...]:
+    """The tasks of a data set's episodes, each once, in its order."""
+    dataset = ShardDataset(absolute(data))
+    records = (dataset.record(index) for index in range(len(dataset)))
+    return tuple(dict.fromkeys(str(record.metadata.get("task") or record.label) for record in records))
 
 
 def rate(run: FlowRun, config: Any) -> str:
@@ -107,7 +138,7 @@ def evaluate_like(run: FlowRun, model: str, result_url: str) -> EvaluationResult
     elif kind == "video-prediction":
         config = VideoQualityConfig.parse(values | {"model": model})
     else:
-        config = RolloutsConfig.parse(values | {"policy": model})
+        config = (CalvinConfig if kind == "calvin" else RolloutsConfig).parse(values | {"policy": model})
     url = rate(run, resolve(config, None, folder="results", name=str(kind)))
     return EvaluationResult.parse(read_json(join(url, RESULT_NAME)))
 

@@ -22,7 +22,7 @@ from infra.digests import short
 from infra.errors import InputError
 from infra.registry import CANDIDATE, CHAMPION, ENCODER, POLICY, RESULT_TAG, VIDEO, ModelVersion, Registry
 from infra.settings import settings
-from infra.storage import exists, join, read_bytes, read_json, write_json
+from infra.storage import absolute, exists, join, read_bytes, read_json, write_json
 from pipelines.flows import STOPS_ITS_JOBS
 from pipelines.flows.evaluate import SUITE_OF, evaluate_like
 from pipelines.ray_backend import Backend
@@ -38,15 +38,20 @@ RECORD_NAME = "promotion.json"
 def promote(
     model: ModelName = "foreframe-policy",
     version: int | None = None,
+    result: str = "",
     backend: Backend | None = None,
     parent_run: str = "",
 ) -> dict[str, Any]:
     """Gate a version (default: the candidate) against the champion; returns the decision with its reasons.
 
     Both are judged on equal seeds and items: a champion that was rated by another protocol is rated again.
+    `result` is the evaluation of something that the registry does not hold, such as a policy served elsewhere: it is
+    judged by the same rule, and no alias moves.
     """
     with tracked("promote", backend=backend, parent=parent_run) as run:
         registry = Registry(run.tracker)
+        if result:
+            return judge_foreign(run, registry, model, absolute(result))
         candidate = find_candidate(registry, model, version)
         champion = registry.alias(model, CHAMPION)
         if champion is not None and champion.version == candidate.version:
@@ -60,6 +65,21 @@ def promote(
         else:
             registry.reject(model, candidate.version, reasons=decision.reasons)
         return announce(run, candidate, decision, champion)
+
+
+def judge_foreign(run: FlowRun, registry: Registry, model: str, url: str) -> dict[str, Any]:
+    """What the gate says of a result whose model is not registered."""
+    mine = EvaluationResult.parse(read_json(join(url, RESULT_NAME)))
+    champion = registry.alias(model, CHAMPION)
+    theirs = evaluate_like(run, champion.url, url) if champion is not None else None
+    rule = RULES[model]
+    if theirs is not None:  # arms need training episodes and a blind control, which a foreign policy does not have
+        rule = rule.model_copy(update={"floor_arms": tuple(arm for arm in rule.floor_arms if arm in mine.arms)})
+    decision = decide(mine, theirs, rule)
+    record = promotion_record(decision, mine, theirs, rule)
+    write_json(settings().at("promotions", f"{model}-foreign-{short(mine.model_digest)}.json"), record.to_json())
+    foreign = ModelVersion(name=model, version=0, export_digest=mine.model_digest, url=mine.model)
+    return announce(run, foreign, decision, champion)
 
 
 def find_candidate(registry: Registry, model: str, version: int | None) -> ModelVersion:

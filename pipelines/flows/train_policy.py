@@ -1,36 +1,55 @@
-"""`train-policy`: behaviour cloning on a frozen encoder, its control without pictures, closed-loop rollouts."""
+"""`train-policy`: episodes and a frozen model to a policy, its control without pictures, closed-loop rollouts."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, NamedTuple
 
 from prefect import flow
+from training.providers import FeatureProviderConfig, VideoProviderConfig
 
-from infra.errors import ConfigError, InputError
-from infra.registry import CANDIDATE, CHAMPION, ENCODER, POLICY, Registry
-from infra.storage import absolute, join
-from ingest.reader import load_manifest
+from infra.registry import POLICY
+from infra.storage import absolute
 from pipelines.flows import STOPS_ITS_JOBS
 from pipelines.flows.evaluate import evaluate
+from pipelines.flows.finetune_tvp import HELD_OUT, finetune_tvp
 from pipelines.flows.ingest_corpus import ingest_corpus
 from pipelines.flows.pretrain_rsp import register
+from pipelines.policy_methods import (
+    RANDOM_VIDEO,
+    Method,
+    check_preset,
+    needs_video,
+    parse_given,
+    random_video,
+    registered_encoder,
+    registered_video,
+    resolve_cloning,
+    resolve_other,
+    resolve_vpp,
+    train,
+    video_provider,
+    with_cache,
+)
 from pipelines.ray_backend import Backend
-from pipelines.tasks import FlowRun, resolve, tracked
-from training.launch import EXPORT
-from training.recipes import policy
-from training.recipes.policy import PolicyConfig, ProviderConfig
-
-Preset = Literal["tiny", "cortexbench"]
-PRESETS = {"tiny": policy.tiny, "cortexbench": policy.cortexbench}
+from pipelines.tasks import FlowRun, tracked
+from training.recipes.policy import ProviderConfig
+from training.session import RunConfig
 
 
-@flow(name="train-policy", flow_run_name="train-policy-{preset}", **STOPS_ITS_JOBS)
+@flow(name="train-policy", flow_run_name="train-policy-{method}-{preset}", **STOPS_ITS_JOBS)
 def train_policy(
     *,
-    preset: Preset = "tiny",
+    method: Method = "bc",
+    preset: str = "tiny",
     encoder: str = "",
+    video: str = "",
+    provider: dict[str, Any] | None = None,
     data: str = "",
+    from_pixels: bool = False,
+    closed_loop: bool = True,
     overrides: list[str] | None = None,
+    features: list[str] | None = None,
+    finetuning: list[str] | None = None,
     simulate: list[str] | None = None,
     evaluation: list[str] | None = None,
     backend: Backend | None = None,
@@ -38,53 +57,113 @@ def train_policy(
 ) -> str:
     """Train a policy, roll it out beside its control arms, register it as candidate; returns the url of its export.
 
-    `encoder` is an export (default: the registry's champion, else its candidate), `data` a data set of episodes
-    (default: the simulated one). `overrides` are dotted keys of the training config, `evaluation` of the rollouts.
+    `method`: "bc" clones behaviour on a frozen `encoder` (default: the registry's); "vpp" is the Video Prediction
+    Policy on a `video` model (default: the registry's, else one is fine-tuned on the episodes first) or on any other
+    `provider` of features; "diffusion" learns from pixels; "unipi" and "susie" plan with the video model.
+    `data` is a data set of episodes (default: the simulated one). `from_pixels` computes features for every batch
+    instead of once; without `closed_loop` (a real robot's episodes) nothing is rolled out and nothing registered.
+    The lists override stages: training config, feature cache, fine-tuning, simulation, rollouts.
     """
+    check_preset(method, preset)
     with tracked("train-policy", backend=backend, parent=parent_run) as run:
-        encoder = absolute(encoder) if encoder else registered_encoder(run)
-        run_id = run.run.run_id
+        child: dict[str, Any] = {"backend": backend, "parent_run": run.run.run_id}
         if not data:
-            data = ingest_corpus(layout="video", simulate=simulate, backend=backend, parent_run=run_id)
+            held_out = [HELD_OUT] if needs_video(method) else None
+            data = ingest_corpus(layout="video", overrides=held_out, simulate=simulate, **child)
         data = absolute(data)
-        see = ProviderConfig(kind="export", url=encoder)
-        export, train_run = train(run, "policy", resolve_policy(preset, see, data, overrides))
-        blind = ProviderConfig(kind="none")
-        # The control has the candidate's recipe with nothing to see, whatever the candidate's overrides were.
-        control, _ = train(run, "proprioception", resolve_policy(preset, blind, data, None))
-        register(run, POLICY, export, train_run)
-        evaluate(
-            suite="rollouts",
-            model=export,
-            control=control,
-            data=data,
-            overrides=evaluation,
-            backend=backend,
-            parent_run=run_id,
-        )
-        return export
+        if needs_video(method) and provider is None:
+            video = absolute(video) if video else registered_video(run)
+            video = video or finetune_tvp(data=[data], overrides=finetuning, **child)
+        if method == "vpp":
+            see = parse_given(provider) or video_provider(preset, video)
+            learnt = train_vpp(
+                run, preset, provider=see, data=data, overrides=overrides, features=features,
+                from_pixels=from_pixels, compared=closed_loop,
+            )  # fmt: skip
+        else:
+            learnt = train_other(run, method, preset, encoder=encoder, video=video, data=data, overrides=overrides)
+        if closed_loop:
+            register(run, POLICY, learnt.export, learnt.train_run)
+            rated = {"model": learnt.export, "control": learnt.control, "others": learnt.others, "data": data}
+            evaluate(suite="rollouts", overrides=evaluation, **rated, **child)
+        return learnt.export
 
 
-def train(run: FlowRun, name: str, config: PolicyConfig) -> tuple[str, str]:
-    """Train one policy; returns (url of its export, tracker run)."""
-    manifest, version = load_manifest(config.data.url)
-    step = f"train-{name}"
-    train_run = run.step("training.main", config, name=step, dataset=(manifest.name, config.data.url, version))
-    return join(config.output, EXPORT), train_run
+def planned(
+    method: Method,
+    preset: str,
+    *,
+    encoder: str,
+    video: str,
+    provider: dict[str, Any] | None,
+    data: str,
+    overrides: list[str] | None,
+) -> RunConfig:
+    """The training config that a run would have, for `--dry-run`; without a frozen model it is that of the control."""
+    check_preset(method, preset)
+    if method == "vpp":
+        see = parse_given(provider) or (video_provider(preset, absolute(video)) if video else None)
+        return resolve_vpp(preset, see, data, overrides)
+    if method == "bc":
+        given = ProviderConfig(kind="export", url=encoder) if encoder else ProviderConfig(kind="none")
+        return resolve_cloning(preset, given, data, overrides)
+    return resolve_other(method, preset, video=video, data=data, overrides=overrides)
 
 
-def resolve_policy(preset: str, provider: ProviderConfig, data: str, overrides: list[str] | None) -> PolicyConfig:
-    """A preset with its overrides, placed below the home folder."""
-    if preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset!r}.", remedy=f"Known: {', '.join(PRESETS)}.")
-    config = PRESETS[preset](provider=provider, data=data, output="unplaced")
-    return resolve(config, overrides, folder="runs", name=f"policy-{preset}")
+class Learnt(NamedTuple):
+    """What a method leaves: the policy and its tracker run, its control without pictures, policies to report beside."""
+
+    export: str
+    train_run: str
+    control: str
+    others: dict[str, str]
 
 
-def registered_encoder(run: FlowRun) -> str:
-    """The encoder in office, else the candidate."""
-    registry = Registry(run.tracker)
-    for alias in (CHAMPION, CANDIDATE):
-        if found := registry.alias(ENCODER, alias):
-            return found.url
-    raise InputError(f"the registry holds no {ENCODER}.", remedy="Run pretrain-rsp first, or name an encoder's export.")
+def train_vpp(
+    run: FlowRun,
+    preset: str,
+    *,
+    provider: FeatureProviderConfig,
+    data: str,
+    overrides: list[str] | None,
+    features: list[str] | None,
+    from_pixels: bool,
+    compared: bool,
+) -> Learnt:
+    """The policy, its control of equal steps, and, where `compared`, the same policy on an untrained video model."""
+
+    def trained(name: str, see: FeatureProviderConfig) -> tuple[str, str]:
+        config = resolve_vpp(preset, see, data, overrides)
+        return train(run, name, config if from_pixels else with_cache(run, config, features), data)
+
+    export, train_run = trained("vpp", provider)
+    others = {}
+    if compared and isinstance(provider, VideoProviderConfig) and provider.random_seed is None:
+        others[RANDOM_VIDEO], _ = trained(RANDOM_VIDEO, random_video(provider))
+    sightless = [text for text in overrides or [] if not text.startswith("provider.")]
+    control, _ = train(run, "proprioception", resolve_vpp(preset, None, data, sightless), data)
+    return Learnt(export, train_run, control, others)
+
+
+def train_other(
+    run: FlowRun,
+    method: str,
+    preset: str,
+    *,
+    encoder: str,
+    video: str,
+    data: str,
+    overrides: list[str] | None,
+) -> Learnt:
+    """Behaviour cloning or a policy beside the Video Prediction Policy, and cloning without pictures as control."""
+    blind = ProviderConfig(kind="none")
+    if method == "bc":
+        see = ProviderConfig(kind="export", url=absolute(encoder) if encoder else registered_encoder(run))
+        export, train_run = train(run, "policy", resolve_cloning(preset, see, data, overrides), data)
+        # The candidate's recipe with nothing to see, whatever the candidate's overrides were.
+        control, _ = train(run, "proprioception", resolve_cloning(preset, blind, data, None), data)
+    else:
+        config = resolve_other(method, preset, video=video, data=data, overrides=overrides)
+        export, train_run = train(run, method, config, data)
+        control, _ = train(run, "proprioception", resolve_cloning("tiny", blind, data, None), data)
+    return Learnt(export, train_run, control, {})

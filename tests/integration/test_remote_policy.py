@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import msgpack
 import numpy as np
@@ -12,6 +13,7 @@ from websockets.sync.server import Server, serve
 
 from evaluation.rollouts.environments import MetaWorldBatch
 from evaluation.rollouts.remote import RemotePolicy, is_served
+from evaluation.serving import robot_loop
 from infra.errors import ConfigError, DataError, ServiceError
 from ingest.simulators.metaworld import prepare_rendering
 from tests.helpers_serve import Counting, serving
@@ -112,6 +114,51 @@ def test_our_own_server_gives_each_environment_its_own_episode():
         assert policy.act(seen())[0, 0, 3] == pytest.approx(0.001)
         assert policy.timings["server"] > 0
         policy.close()
+
+
+def test_our_own_server_tells_its_cameras():
+    class TwoEyes(Counting):
+        cameras = ("main", "wrist")
+
+        def act(self, observed):
+            chunk = super().act(observed)
+            chunk[..., 1] = observed.images["wrist"].mean() / 255
+            return chunk
+
+    wrist = np.full((1, 8, 8, 3), 51, np.uint8)
+    with serving(TwoEyes()) as (url, _):
+        policy = RemotePolicy(url)
+        assert (policy.cameras, policy.needs_images, policy.action_horizon) == (("main", "wrist"), True, 3)
+        policy.reset(1)
+        with pytest.raises(DataError, match="needs camera wrist"):
+            policy.act(seen(1))
+        both = replace(seen(1), images=seen(1).images | {"wrist": wrist})
+        assert policy.act(both)[0, 0, 1] == pytest.approx(0.2)
+        policy.close()
+
+
+def test_a_policy_without_eyes_is_sent_no_picture():
+    class Blind(Counting):
+        needs_images = False
+
+        def act(self, observed):
+            assert not observed.images
+            return np.repeat(observed.proprioception[:, None], 3, axis=1)
+
+    with serving(Blind()) as (url, _):
+        policy = RemotePolicy(url)
+        assert not policy.needs_images
+        policy.reset(1)
+        assert policy.act(replace(seen(1), images={})).shape == (1, 3, 4)
+        policy.close()
+
+
+def test_the_example_robot_loop_drives_the_simulator(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setenv("FOREFRAME_SERVE_TOKEN", "t")
+    with serving(Counting(), token="t") as (url, _):
+        assert robot_loop.main([url, "--task", "reach", "--steps", "12", "--rate", "1000"]) == 0
+    assert "not solved after 12 steps" in caplog.text
 
 
 @pytest.mark.parametrize(("answer", "words"), [

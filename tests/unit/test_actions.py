@@ -66,7 +66,9 @@ def test_masked_actions_do_not_count():
     mask[:, 2] = False
     actions[:, 2] = 1e6
     codec = ActionCodec.fit(CodecConfig(), actions, state, mask)
-    assert codec.scale == pytest.approx((actions[:, :2].flatten(0, 1).std(dim=0, correction=0) / 0.5).tolist(), rel=1e-5)
+    assert codec.scale == pytest.approx(
+        (actions[:, :2].flatten(0, 1).std(dim=0, correction=0) / 0.5).tolist(), rel=1e-5
+    )
 
 
 def test_bounds_scaling_maps_percentiles_to_the_unit_interval_and_clips():
@@ -136,6 +138,6 @@ def test_corpus_episode_moves_its_hand_little_between_decisions():
     states, commands = torch.tensor(episode["states"]), torch.tensor(episode["actions"])
     targets = to_targets(CodecConfig(transform="xhand"), commands[:, None], states)[:, 0]
     assert targets.shape[1] == 18
-    # Command and state carry quaternions of opposite sign there: a codec that did not see that would turn by 180 degrees.
+    # Command and state carry quaternions of opposite sign there: taken as they are, the wrist would turn over.
     assert targets[:, 3:6].abs().max() < 0.5
     assert targets[:, :3].abs().max() < 0.05

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from infra.errors import ConfigError, DataError
 from ingest.reader import ShardDataset

@@ -1,12 +1,15 @@
 """The papers' learning rate, length, weight-decay groups and averages, against their closed forms."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from infra.errors import ConfigError
+from infra.settings import Settings
 from training.models.rsp import RSP, RSPConfig
 from training.optim import OptimConfig, ScheduleConfig, WeightAverage, build_optimizer, plan_schedule, set_lr
 from training.recipes import rsp
@@ -42,6 +45,64 @@ def test_a_run_in_steps_ends_at_the_minimum_and_starts_from_zero():
     assert schedule.total_steps == 100
     assert [schedule.lr(step) for step in (0, 5, 10)] == pytest.approx([0, 5e-4, 1e-3])
     assert schedule.lr(100) == pytest.approx(1e-5)
+
+
+def tri_stage(**changes):
+    """As in the configuration of the Video Prediction Policy: 50,000 steps in three stages."""
+    config = {
+        "epochs": None, "warmup_epochs": 0, "steps": 60_000, "warmup_steps": 1000, "hold_steps": 4000,
+        "decay_steps": 45_000, "start_lr": 1e-5, "min_lr": 1e-10, "shape": "tri-stage",
+    }  # fmt: skip
+    schedule = ScheduleConfig.parse(config | changes)
+    return plan_schedule(schedule, OptimConfig(lr=1e-4), num_clips=700_000, global_batch_size=112)
+
+
+def test_three_stages_are_the_golden_learning_rates():
+    folder = Settings().golden
+    if not folder:
+        pytest.skip("FOREFRAME_GOLDEN is not set")
+    with np.load(Path(folder) / "vpp_lr_reference.npz", allow_pickle=False) as stored:
+        steps, expected = stored["step_index"].tolist(), stored["lr"]
+    assert [tri_stage().lr(step) for step in steps] == pytest.approx(expected, rel=1e-9)
+
+
+def test_three_stages_rise_hold_fall_and_stay():
+    lr = tri_stage().lr
+    assert [lr(step) for step in (0, 250, 500, 1000)] == pytest.approx([1e-5, 3.25e-5, 5.5e-5, 1e-4], rel=1e-12)
+    assert {lr(step) for step in (1000, 1001, 3000, 5000)} == {1e-4}
+    halfway = 1e-10 + (1e-4 - 1e-10) / 2
+    assert [lr(5000 + 22_500), lr(5000 + 15_000)] == pytest.approx([halfway, 1e-10 + (1e-4 - 1e-10) * 0.75], rel=1e-12)
+    assert {lr(step) for step in (50_000, 50_001, 59_999)} == {1e-10}
+
+
+def test_three_stages_without_a_decay_length_fall_until_the_end_of_the_run():
+    schedule = tri_stage(decay_steps=None)
+    assert schedule.lr(5000 + 27_500) == pytest.approx(1e-10 + (1e-4 - 1e-10) / 2, rel=1e-12)
+    assert schedule.lr(60_000) == pytest.approx(1e-10, rel=1e-9)
+
+
+def test_three_stages_in_epochs_follow_the_data():
+    config = ScheduleConfig(epochs=10, warmup_epochs=1, hold_epochs=2, decay_epochs=4, min_lr=1e-6, shape="tri-stage")
+    schedule = plan_schedule(config, OptimConfig(lr=1e-3), num_clips=1000, global_batch_size=10, repeats=2)
+    assert schedule.total_steps == 500
+    assert [schedule.lr(step) for step in (0, 25, 50, 150)] == pytest.approx([0, 5e-4, 1e-3, 1e-3])
+    assert [schedule.lr(step) for step in (250, 350, 499)] == pytest.approx([1e-6 + (1e-3 - 1e-6) / 2, 1e-6, 1e-6])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"shape": "constant"}, "hold_steps belongs to shape tri-stage, not constant"),
+        ({"shape": "cosine", "hold_steps": 0, "decay_steps": None}, "start_lr belongs to shape tri-stage"),
+        ({"hold_steps": 59_000}, "warm-up 1000 and hold 59000 must be shorter than the run 60000"),
+        ({"hold_epochs": 1.0}, "hold_epochs is not in the unit of the run's length"),
+        ({"start_lr": 2e-4}, "start_lr 0.0002 is above the peak 0.0001"),
+        ({"min_lr": 2e-4}, "min_lr 0.0002 is above the peak 0.0001"),
+    ],
+)
+def test_stages_that_contradict_each_other_are_refused(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        tri_stage(**changes)
 
 
 def test_the_base_rate_rule_scales_with_the_batch_and_can_be_pinned_to_another_one():

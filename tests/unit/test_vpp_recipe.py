@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training.feature_cache import FeatureCacheConfig
-from training.feature_cache_build import run as fill_cache
-from training.providers import EncoderProviderConfig
 
 from infra.config import override
 from infra.errors import ConfigError, InputError
 from tests.helpers_data import make_episode_dataset
 from tests.helpers_models import export_rsp, perturbed
 from training.export import load_policy
+from training.feature_cache import FeatureCacheConfig
+from training.feature_cache_build import run as fill_cache
 from training.launch import launch
 from training.loop import Group
 from training.protocols import Observation
+from training.providers import EncoderProviderConfig
 from training.recipes import vpp
 from training.recipes.vpp import VPPRunConfig
 

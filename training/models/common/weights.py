@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,62 @@ from torch import nn
 from infra.errors import InputError
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+class PassedOver:
+    """Stands for an object of a class that is named in a checkpoint and neither imported nor read."""
+
+    def __init__(self, *state: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _plain_dict(*factory: object) -> dict[Any, Any]:
+    """What takes the place of a defaultdict."""
+    return {}
+
+
+# All that OmegaConf's settings are pickled with. Types occur as values in them; none is ever called.
+_OMEGACONF = (
+    *(f"omegaconf.base.{name}" for name in ("ContainerMetadata", "Metadata", "UnionNode")),
+    *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
+    *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean", "Bytes", "Path")),
+    *("omegaconf.nodes.EnumNode", "omegaconf.nodes.InterpolationResultNode"),
+    *(f"typing.{name}" for name in ("Any", "Dict", "List", "Tuple", "Union", "Optional")),
+    *(f"__builtin__.{name}" for name in ("dict", "list", "tuple", "long", "int", "float", "bool", "str", "unicode")),
+    *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "bool", "str", "bytes")),
+)
+
+
+def read_checkpoint(path: Path, *, settings: bool = False) -> dict[str, Any]:
     """Content of a `.pt`/`.pth` file; besides tensors only `argparse.Namespace` is allowed in it.
 
+    With `settings`, OmegaConf objects are allowed as well and come out as empty `PassedOver` objects.
     Raises `InputError` when the file is missing, is no checkpoint, or holds any other object.
     """
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist.", remedy="Give the path of a .pth file.")
+    allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace]
+    if settings:
+        allowed += [(PassedOver, name) for name in _OMEGACONF] + [(_plain_dict, "collections.defaultdict")]
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{path} is not a checkpoint of plain tensors: {reason}", remedy="Export its weights."
+            f"{path} is not a checkpoint of plain tensors: {_reason(error)}", remedy="Export its weights."
         ) from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}.", remedy="A checkpoint is a dictionary of weights.")
     return content
+
+
+def _reason(error: Exception) -> str:
+    """One line: what torch refused where it says so, else the first line it has."""
+    if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it holds {found.group(1)}."
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], *, assign: bool = False) -> None:

@@ -31,9 +31,7 @@ def attend(
 ) -> torch.Tensor:
     """Scaled dot-product attention -> (B, N, H W); `mask` True where a query may look, `causal` needs N = S."""
     query, key, value = (split_heads(rows, num_heads) for rows in (query_BND, key_BSD, value_BSD))
-    attended = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask_NS, is_causal=causal, dropout_p=dropout
-    )
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_NS, is_causal=causal, dropout_p=dropout)
     return attended.transpose(1, 2).flatten(2)
 
 

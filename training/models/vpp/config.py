@@ -1,4 +1,4 @@
-"""Sizes and switches of the Video Prediction Policy's trained part (VPP, arXiv 2412.14803); defaults are the release's."""
+"""Sizes and switches of the Video Prediction Policy's trained part (arXiv 2412.14803); defaults are the release's."""
 
 from __future__ import annotations
 

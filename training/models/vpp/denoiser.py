@@ -1,4 +1,4 @@
-"""The action denoiser: a diffusion transformer that reads a goal and video tokens (VPP section 3.3).
+"""The action denoiser: a diffusion transformer that reads a goal and video tokens (VPP, stage 2).
 
 Shape letters: B clips, Q tokens, V their width, G goal width, P proprioception, S context tokens, K chunk, A action,
 D width, L noise levels.
@@ -82,7 +82,7 @@ class ActionDenoiser(nn.Module):
     def from_official(cls, state_dict: Mapping[str, Any], config: ActionDenoiserConfig | None = None) -> Self:
         """From released weights, with or without `[model.]inner_model.` before their names, or a whole checkpoint.
 
-        Without a config sizes are read from the weights: the released width only, a chunk of 10. `InputError` for misfits.
+        Without a config sizes are read from the weights (released width only, chunk 10). `InputError` for misfits.
         """
         weights = denoiser_weights(state_dict)
         model = cls(config or infer_denoiser_config(weights))
@@ -102,7 +102,9 @@ class ActionDenoiser(nn.Module):
             uniform, median=config.sigma_data, sigma_min=config.sigma_min, sigma_max=config.sigma_max
         )
 
-    def forward(self, tokens_BQV: torch.Tensor, goal: torch.Tensor, actions_BKA: torch.Tensor, **options: Any) -> Any:
+    def forward(
+        self, tokens_BQV: torch.Tensor, goal: torch.Tensor, actions_BKA: torch.Tensor, **options: Any
+    ) -> torch.Tensor:
         """The training loss, so that wrappers for several processes see one call."""
         return self.loss(tokens_BQV, goal, actions_BKA, **options)
 
@@ -119,7 +121,7 @@ class ActionDenoiser(nn.Module):
         mask: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Mean over existing elements of `weights` times the squared error of the network's output (VPP equation 6).
+        """Mean over existing elements of `weights` times the squared error of the network's output.
 
         tokens (B, Q, V), goal (B, 1, G), actions (B, K, A); `sigma` one level a clip and `noise` (B, K, A) are drawn
         where absent, levels first. `weights` (A,) or broadcastable to (B, K, A); `mask` (B, K) False behind the end.
@@ -240,8 +242,8 @@ class ActionDenoiser(nn.Module):
         known: dict[float, list[Modulation]] = {}
 
         def learn(levels: list[float]) -> None:
-            times = torch.tensor([math.log(level) / 4 for level in levels], device=tokens.device)
-            layers = self._modulations(times.to(self.tok_emb.weight.dtype))
+            times = [math.log(level) / 4 for level in levels]
+            layers = self._modulations(torch.tensor(times, dtype=torch.float64, device=tokens.device))
             for place, level in enumerate(levels):
                 known[level] = [Modulation(*layer[place].unbind(0)) for layer in layers]
 
@@ -282,13 +284,9 @@ class ActionDenoiser(nn.Module):
         return [block.cross_att.keys_values(visible) for block in self.decoder.blocks]
 
     def _modulations(self, times_L: torch.Tensor) -> list[torch.Tensor]:
-        """For each block (L, 6, D): all levels, and all blocks, in one product."""
-        embedded = nn.functional.silu(self.sigma_emb(times_L))
-        linears = [block.adaLN_zero.modulation[1] for block in self.decoder.blocks]
-        weight = torch.cat([linear.weight for linear in linears])
-        bias = torch.cat([linear.bias for linear in linears])
-        everything = nn.functional.linear(embedded, weight, bias)
-        return list(everything.unflatten(-1, (len(linears), 6, -1)).unbind(1))
+        """For each block (L, 6, D): all levels in one product."""
+        embedded = self.sigma_emb(times_L.to(self.action_emb.weight.dtype))
+        return [block.adaLN_zero.modulation(embedded).unflatten(-1, (6, -1)) for block in self.decoder.blocks]
 
     def _decode(
         self,

@@ -1,7 +1,8 @@
-"""Video-Former: features of predicted frames to a few tokens a frame (VPP section 3.2).
+"""Video-Former: features of predicted frames to a few tokens a frame (VPP, stage 2).
 
 Shape letters: B clips, T frames, N feature tokens of a frame, C their channels, E extra tokens, Q tokens of a frame
-that come out, D width, S = N + E media tokens of a frame, I inner width of the cross-attention.
+that come out, D width, S = N + E media tokens of a frame. In the cross-attention: F = B T frames, H heads, W width of a
+head, I = H W, G = H Q, R = F Q.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class PerceiverAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, head_dim: int) -> None:
         super().__init__()
         inner = num_heads * head_dim
-        self.num_heads = num_heads
+        self.num_heads, self.head_dim = num_heads, head_dim
         self.norm_media = nn.LayerNorm(dim)
         self.norm_latents = nn.LayerNorm(dim)
         self.to_q = nn.Linear(dim, inner, bias=False)
@@ -39,13 +40,26 @@ class PerceiverAttention(nn.Module):
     def forward(self, latents_FQD: torch.Tensor, centred_FSD: torch.Tensor) -> torch.Tensor:
         """F = B T frames; `centred` is media of mean 0 and deviation 1, to which this layer's norm is yet to come.
 
-        The norm's weight and bias are folded into the key and value products, so all layers share one normalisation.
+        Queries are few and media many, so the key product is moved to the queries and the value product behind the
+        weighted mean: q (W x) = (q W) x. Media then need no product of a layer's own, a quarter of the arithmetic.
+        The norm's weight and bias move with them, so all layers share one normalisation.
         """
-        latents = self.norm_latents(latents_FQD)
-        weight = torch.cat([self.to_k.weight, self.to_v.weight])
-        folded = F.linear(centred_FSD, weight * self.norm_media.weight, weight @ self.norm_media.bias)
-        key, value = torch.cat([folded, F.linear(latents, weight)], dim=1).chunk(2, dim=-1)
-        return self.to_out(attend(self.to_q(latents), key, value, self.num_heads))
+        scale, offset = self.norm_media.weight, self.norm_media.bias
+        own_FQD = self.norm_latents(latents_FQD)
+        asked_FGD = self._per_head(self.to_q(own_FQD) * self.head_dim**-0.5, self.to_k.weight)
+        media_FGS = (asked_FGD * scale) @ centred_FSD.transpose(1, 2) + (asked_FGD @ offset).unsqueeze(-1)
+        weights = torch.cat([media_FGS, asked_FGD @ own_FQD.transpose(1, 2)], dim=-1).softmax(dim=-1)
+        of_media, of_own = weights.split([centred_FSD.shape[1], own_FQD.shape[1]], dim=-1)
+        mean_FGD = (of_media @ centred_FSD) * scale + of_media.sum(dim=-1, keepdim=True) * offset + of_own @ own_FQD
+        values_HFQD = mean_FGD.unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+        values_HRI = values_HFQD.flatten(1, 2) @ self.to_v.weight.unflatten(0, (self.num_heads, -1)).transpose(1, 2)
+        return self.to_out(values_HRI.transpose(0, 1).flatten(1).unflatten(0, latents_FQD.shape[:2]))
+
+    def _per_head(self, rows_FQI: torch.Tensor, weight_ID: torch.Tensor) -> torch.Tensor:
+        """Each head's rows times its part of the weight: (F, H Q, D), the heads one behind the other."""
+        rows_HRW = rows_FQI.unflatten(-1, (self.num_heads, -1)).flatten(0, 1).transpose(0, 1)
+        heads_HRD = rows_HRW @ weight_ID.unflatten(0, (self.num_heads, -1))
+        return heads_HRD.unflatten(1, rows_FQI.shape[:2]).transpose(0, 1).flatten(1, 2)
 
 
 class FrameAttention(nn.Module):

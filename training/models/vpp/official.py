@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
@@ -92,7 +92,7 @@ def infer_former_config(weights: Mapping[str, torch.Tensor]) -> VideoFormerConfi
     inner = _shape(weights, "layers.0.0.to_q.weight", 2)[0]
     if inner != RELEASED_HEADS * RELEASED_HEAD_DIM:
         raise _heads_unknown("Video-Former", f"inner width {inner}", RELEASED_HEADS * RELEASED_HEAD_DIM)
-    kind = "3d" if "layers.0.1.qkv.weight" in weights else "2d"
+    kind: Literal["3d", "2d"] = "3d" if "layers.0.1.qkv.weight" in weights else "2d"
     return VideoFormerConfig(
         kind=kind,
         condition_dim=_shape(weights, "goal_emb.0.weight", 2)[1],
@@ -163,7 +163,9 @@ def _shape(weights: Mapping[str, torch.Tensor], name: str, axes: int) -> tuple[i
         raise InputError(f"{name} is missing.", remedy="Give the released checkpoint, or a config of its sizes.")
     shape = tuple(weights[name].shape)
     if len(shape) != axes:
-        raise InputError(f"{name} is {shape} where the release has {axes} axes.", remedy="Give the released checkpoint.")
+        raise InputError(
+            f"{name} is {shape} where the release has {axes} axes.", remedy="Give the released checkpoint."
+        )
     return shape
 
 

@@ -1,7 +1,7 @@
 """Noise schedules and samplers of the action denoiser, written on the denoised value alone.
 
 The release takes them from k-diffusion: EDM (Karras et al. 2022) algorithms 1 and 2, DPM-Solver (Lu et al. 2022) and
-DPM-Solver++ (2022), here in the variance-exploding form. A step "towards" D from level s to r is x <- D + (x - D) r / s:
+DPM-Solver++ (2022), here in the variance-exploding form. A step towards D from level s to r is x <- D + (x - D) r / s:
 that is Euler's step and, in -ln(sigma), DPM-Solver's first order one, so "ddim" and "euler" are one method.
 Shape letters: B clips, K chunk, A action, S levels, R draws.
 """
@@ -29,7 +29,7 @@ LMS_ORDER = 4
 def noise_levels(config: SamplingConfig) -> torch.Tensor:
     """(num_steps + 1,) float32 falling noise levels, the last one 0.
 
-    "vp" has its own ends (152 to 0.04) and ignores the config's; "ve", as released, ends below `sigma_min`.
+    "vp" has its own ends (152 to 0.01) and ignores the config's; "ve", as released, ends below `sigma_min`.
     """
     ramp = np.linspace(0.0, 1.0, config.num_steps)
     low, high = config.sigma_min, config.sigma_max
@@ -203,7 +203,7 @@ def _dpmpp_sde(
 
 
 def _towards(denoised: torch.Tensor, state: torch.Tensor, ratio: float) -> torch.Tensor:
-    """`state` with its distance from `denoised` cut to `ratio`; nothing of the noise's size is subtracted from its like."""
+    """`state` with its distance from `denoised` cut to `ratio`."""
     return torch.lerp(denoised, state, ratio)
 
 

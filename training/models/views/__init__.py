@@ -1,0 +1,1 @@
+"""Encoders learnt from single pictures: what predicting the future is compared with."""
