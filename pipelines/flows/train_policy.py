@@ -35,6 +35,8 @@ from pipelines.tasks import FlowRun, tracked
 from training.recipes.policy import ProviderConfig
 from training.session import RunConfig
 
+FEW_CLIPS = ["num_clips=16"]  # enough to see a video model that learnt nothing; its own flow rates it on more
+
 
 @flow(name="train-policy", flow_run_name="train-policy-{method}-{preset}", **STOPS_ITS_JOBS)
 def train_policy(
@@ -73,7 +75,7 @@ def train_policy(
         data = absolute(data)
         if needs_video(method) and provider is None:
             video = absolute(video) if video else registered_video(run)
-            video = video or finetune_tvp(data=[data], overrides=finetuning, **child)
+            video = video or finetune_tvp(data=[data], overrides=finetuning, evaluation=FEW_CLIPS, **child)
         if method == "vpp":
             see = parse_given(provider) or video_provider(preset, video)
             learnt = train_vpp(

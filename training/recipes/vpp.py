@@ -32,6 +32,7 @@ SIZES_AND_COUNTS = (
     "former.head_dim", "denoiser.dim", "denoiser.encoder_layers", "denoiser.decoder_layers", "denoiser.num_heads",
     "denoiser.chunk", "schedule.steps", "schedule.epochs", "global_batch_size", "log_every_steps", "validation",
     "checkpoint.every_steps", "compute",
+    "optim.ema_decay",  # how many steps the average looks back
     "optim.lr",  # 1e-4 teaches a small network of random weights little in 1,500 steps
 )  # fmt: skip
 # What each preset takes from the video model; pooling and choice of frames are sizes (1 and 0: off, as in the paper).
@@ -111,7 +112,8 @@ def calvin(*, provider: FeatureProviderConfig | None, data: str, output: str, cl
 def metaworld(*, provider: FeatureProviderConfig | None, data: str, output: str) -> VPPRunConfig:
     """One language-conditioned policy for Meta-World tasks: chunks of 4, proprioception as one trained token.
 
-    The paper gives the chunk and no more (no code was released for Meta-World); the rest is CALVIN's.
+    The paper gives the chunk and no more (no code was released for Meta-World); the rest is CALVIN's, with the average
+    of the weights that its trainer keeps and never uses.
     """
     return VPPRunConfig(
         output=output,
@@ -119,6 +121,7 @@ def metaworld(*, provider: FeatureProviderConfig | None, data: str, output: str)
         data=PolicyDataConfig(url=data),
         denoiser=ActionDenoiserConfig(chunk=4, train_proprioception=True),
         execute=4,
+        optim=OptimConfig(lr=1e-4, betas=(0.9, 0.9), weight_decay=0.05, decay="all", ema_decay=0.9999),
         compute=ComputeConfig(workers=4, use_gpu=True, cpus_per_worker=8, threads=2, loader_workers=6),
         checkpoint=CheckpointConfig(every_steps=1000),
     )
@@ -146,12 +149,12 @@ def tiny(*, provider: FeatureProviderConfig | None, data: str, output: str) -> V
         update={
             "former": VideoFormerConfig(dim=96, depth=2, num_latents=4, num_heads=4, head_dim=24),
             "denoiser": ActionDenoiserConfig(
-                chunk=8, dim=96, encoder_layers=1, decoder_layers=2, num_heads=4, train_proprioception=True
+                chunk=8, dim=96, encoder_layers=3, decoder_layers=2, num_heads=4, train_proprioception=True
             ),
             "data": PolicyDataConfig(url=data, every=2),
-            "optim": OptimConfig(lr=1e-3, betas=(0.9, 0.9), weight_decay=0.05, decay="all"),
+            "optim": OptimConfig(lr=1e-3, betas=(0.9, 0.9), weight_decay=0.05, decay="all", ema_decay=0.99),
             "schedule": ScheduleConfig(epochs=None, warmup_epochs=0, steps=1500, shape="constant"),
-            "global_batch_size": 64,
+            "global_batch_size": 128,
             "log_every_steps": 25,
             "validation": PolicyValidationConfig(every_steps=250, decisions=128),
             "checkpoint": CheckpointConfig(every_steps=500),
