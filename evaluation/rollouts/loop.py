@@ -132,7 +132,7 @@ class _Rows:
     def observation(self) -> Observation:
         """All rows, copies."""
         assert self._proprioception is not None, "no episode has begun"
-        some_text = next(iter(self._texts.values()))
+        some_text = self._texts[min(self._texts)]
         return Observation(
             {camera: images[self._order] for camera, images in self._images.items()},
             self._proprioception[self._order],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from prefect import flow
-from training.providers import FeatureProviderConfig, VideoProviderConfig
 
 from infra.registry import POLICY
 from infra.storage import absolute
@@ -32,6 +31,7 @@ from pipelines.policy_methods import (
 )
 from pipelines.ray_backend import Backend
 from pipelines.tasks import FlowRun, tracked
+from training.providers import FeatureProviderConfig, VideoProviderConfig
 from training.recipes.policy import ProviderConfig
 from training.session import RunConfig
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -11,12 +15,15 @@ import pytest
 from evaluation.label_propagation.sequences import SequencesConfig, simulate_davis
 from evaluation.result import EvaluationResult
 from evaluation.rollouts.arms import Expert, RandomActions
-from evaluation.rollouts.config import RolloutsConfig
-from evaluation.rollouts.environments import MetaWorldBatch
-from evaluation.rollouts.loop import run_batch
+from evaluation.rollouts.config import RolloutsConfig, metaworld50
+from evaluation.rollouts.environments import MakeMetaWorld, MetaWorldBatch
+from evaluation.rollouts.fleet import Fleet
+from evaluation.rollouts.loop import Batch, run_batch
+from evaluation.rollouts.player import Rollout, Rules
 from evaluation.rollouts.suite import run
 from infra.errors import ConfigError, InputError
 from infra.storage import read_json
+from ingest.simulators.difficulty import SPLITS, tasks_of
 from training.export import random_encoder, save_export
 from training.models.common.vit import EncoderConfig
 from training.models.policies import BehaviourCloningConfig, BehaviourCloningHead, BehaviourCloningPolicy
@@ -48,14 +55,19 @@ def export(folder: Path, *, sees: bool) -> str:
 
 
 def test_the_oracle_solves_what_random_actions_do_not():
-    batch = MetaWorldBatch("button-press-topdown", (10_000, 10_001, 10_002))
-    oracle = run_batch(batch, Expert(batch), max_steps=150)
-    random = run_batch(batch, RandomActions(batch.seeds, action_dim=4), max_steps=60)
-    assert [rollout.ever for rollout in oracle] == [True] * 3
-    assert all(20 < rollout.steps < 120 for rollout in oracle)
-    assert [rollout.ever for rollout in random] == [False] * 3
-    again = run_batch(batch, Expert(batch), max_steps=150)
-    assert again == oracle
+    seeds = (10_000, 10_001, 10_002)
+
+    def played(policy: object, max_steps: int) -> list[Rollout]:
+        ended: list[Rollout] = []
+        run_batch(fleet, policy, Batch("button-press-topdown", seeds, 3), rules=Rules(max_steps), on_ended=ended.append)
+        return sorted(ended, key=lambda rollout: rollout.seed)
+
+    with Fleet(MakeMetaWorld("corner4", 64, {}, trains_here=True), processes=1) as fleet:
+        oracle = played(Expert(), 150)
+        assert [rollout.ever for rollout in oracle] == [True] * 3
+        assert all(20 < rollout.steps < 120 for rollout in oracle)
+        assert [rollout.ever for rollout in played(RandomActions(action_dim=4), 60)] == [False] * 3
+        assert played(Expert(), 150) == oracle
 
 
 def test_pictures_in_a_batch_are_each_environments_own():
@@ -94,15 +106,60 @@ def test_the_suite_writes_a_result_that_a_rerun_reads(tmp_path):
     assert result.scores["success_last"].count == 2
     assert {"success_ever", "success_ever/handle-press"} <= result.scores.keys()
     assert result.model_digest in result.inputs
-    for path in result.artefacts.values():
+    clips = [path for path in result.artefacts.values() if path.endswith(".mp4")]
+    assert len(clips) == 5
+    for path in clips:
         with av.open(str(tmp_path / "result" / path)) as clip:
             assert sum(1 for _ in clip.decode(video=0)) == 31  # every second of 60 frames, and the last
     assert EvaluationResult.parse(read_json(tmp_path / "result" / "result.json")) == result
+    latency = read_json(tmp_path / "result" / "latency.json")
+    assert latency["single"]["control_hz"] > 0 and latency["arms"]["policy"]["decisions"] == 15
+    assert sum(latency["arms"]["policy"]["histogram"]["counts"]) == 15
     stamp = (tmp_path / "result" / "result.json").stat().st_mtime_ns
     assert run(config) == result
     assert (tmp_path / "result" / "result.json").stat().st_mtime_ns == stamp
     with pytest.raises(InputError, match="different: max_steps"):
         run(config.model_copy(update={"max_steps": 50}))
+
+
+def small(folder: Path, name: str, **changes: object) -> RolloutsConfig:
+    wanted = {
+        "policy": str(folder / "policy"), "proprioception_policy": str(folder / "blind"),
+        "arms": ("random-actions", "proprioception", "other-episode"), "tasks": ("handle-press", "drawer-close"),
+        "num_seeds": 3, "batch_size": 2, "max_steps": 12, "size": 32, "output": str(folder / name), "workers": 1,
+    }  # fmt: skip
+    return RolloutsConfig(**(wanted | changes))
+
+
+def test_killed_anywhere_and_for_any_number_of_processes_the_result_is_the_same_to_the_last_byte(tmp_path):
+    export(tmp_path / "policy", sees=True)
+    export(tmp_path / "blind", sees=False)
+    run(small(tmp_path, "undisturbed"))
+    expected = (tmp_path / "undisturbed" / "result.json").read_bytes()
+    run(small(tmp_path, "three", workers=3))
+    assert (tmp_path / "three" / "result.json").read_bytes() == expected
+    config = small(tmp_path, "killed", workers=2)
+    config.save(tmp_path / "config.json")
+    for episodes in (2, 9):  # in the middle of a batch of the policy, and of an arm
+        done = subprocess.run(
+            [sys.executable, "-m", "evaluation.main", str(tmp_path / "config.json")],
+            env={**os.environ, "FOREFRAME_FAULT": f"rollouts.after_episode:{episodes}", "OMP_NUM_THREADS": "1"},
+            capture_output=True, check=False, timeout=200,
+        )  # fmt: skip
+        assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    recorded = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "episodes" / "policy").rglob("*.json")}
+    assert recorded and not (tmp_path / "killed" / "result.json").exists()
+    run(config)
+    assert (tmp_path / "killed" / "result.json").read_bytes() == expected
+    assert {path: path.stat().st_mtime_ns for path in recorded} == recorded  # none was played twice
+
+
+def test_fifty_tasks_in_the_published_split():
+    config = metaworld50("p", output="o")
+    assert (len(config.tasks), config.num_seeds, config.max_steps) == (50, 25, 500)
+    sizes = {split: len(tasks_of(split)) for split in SPLITS}
+    assert sizes == {"easy": 28, "middle": 11, "hard": 11, "hard-only": 6, "very-hard": 5}
+    assert set(config.tasks) == tasks_of("easy") | tasks_of("middle") | tasks_of("hard")
 
 
 def test_an_arm_without_what_it_needs_is_refused():
