@@ -99,7 +99,6 @@ def serve(
 ) -> None:
     """Answer observations with action chunks over a websocket, in openpi's message convention."""
     from evaluation.serve import ServeConfig, serve_forever
-
     from infra.config import override as apply
 
     url = registered_url(model) if "@" in model else model

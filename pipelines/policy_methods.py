@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from training.feature_cache import FeatureCacheConfig
-from training.providers import FeatureProviderConfig, VideoProviderConfig, parse_provider
-
 from infra.errors import ConfigError, InputError
 from infra.registry import CANDIDATE, CHAMPION, ENCODER, VIDEO, Registry
 from infra.storage import absolute, join
 from ingest.reader import load_manifest
 from pipelines.tasks import FlowRun, resolve
+from training.feature_cache import FeatureCacheConfig
 from training.launch import EXPORT
+from training.providers import FeatureProviderConfig, VideoProviderConfig, parse_provider
 from training.recipes import diffusion_policy, policy, susie, unipi, vpp
 from training.recipes.policy import ProviderConfig
 from training.session import RunConfig

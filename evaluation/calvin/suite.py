@@ -19,6 +19,8 @@ from evaluation.calvin.config import CHAIN_LENGTH, CONTROL_HZ, PLACE_FIELDS, Cal
 from evaluation.calvin.environment import Benchmark, Checkout
 from evaluation.calvin.loop import ChainLoop, Played, Rules
 from evaluation.result import RESULT_NAME, EvaluationResult, Item, Score
+from evaluation.rollouts.latency import LATENCY_NAME, spread
+from evaluation.rollouts.policies import open_policy, policy_digest
 from evaluation.statistics import stratified_bootstrap, wilson_interval
 from evaluation.suites import CALVIN, claim_output, finished_result
 from infra.config import Config
@@ -27,7 +29,6 @@ from infra.errors import InputError
 from infra.faults import fault_point
 from infra.media_encode import encode_video
 from infra.storage import exists, join, read_json, write_bytes, write_json
-from training.export import load_policy, read_record
 from training.protocols import Policy
 
 log = logging.getLogger(__name__)
@@ -53,10 +54,10 @@ def run(config: CalvinConfig) -> EvaluationResult:
     that CALVIN needs is missing or its process died.
     """
     claim_output(config, output=config.output, place_fields=PLACE_FIELDS)
-    digest = str(read_record(config.policy)["digest"])
+    digest = policy_digest(config.policy)
     if found := finished_result(config.output, model=config.policy, model_digest=digest):
         return found
-    return evaluate(config, load_policy(config.policy), Checkout.of(config))
+    return evaluate(config, open_policy(config.policy), Checkout.of(config))
 
 
 def evaluate(config: CalvinConfig, policy: Policy, benchmark: Benchmark) -> EvaluationResult:
@@ -82,6 +83,9 @@ def evaluate(config: CalvinConfig, policy: Policy, benchmark: Benchmark) -> Eval
         on_played=keep,
     )
     result = _result(config, [records[chain.number] for chain in chains], policy.digest, suite_version, file)
+    if loop.act_seconds:
+        times = {"batch_size": config.batch_size, **spread(loop.act_seconds)}
+        write_json(join(config.output, LATENCY_NAME), {"arms": {"policy": times}})
     write_json(join(config.output, RESULT_NAME), result.to_json())
     _log_summary(result, loop.act_seconds)
     return result

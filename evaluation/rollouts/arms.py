@@ -1,4 +1,4 @@
-"""Control arms: policies that tell what a success rate is worth. All but the oracle implement `Policy`.
+"""Control arms: policies that tell what a success rate is worth. All implement `training.protocols.Policy`.
 
 Shape letters: B environments, T steps, A action, P proprioception.
 """
@@ -15,13 +15,14 @@ from evaluation.rollouts.environments import Actions
 from infra.digests import sha256_bytes
 from infra.errors import ConfigError, DataError
 from ingest.reader import ShardDataset
+from ingest.schema import DEFAULT_CAMERA
 from training.protocols import Observation, Policy
 
 RANDOM_SALT = 1  # the simulator's own draws use the bare seed
 
 
 class RandomActions:
-    """Uniform actions in [-1, 1]: a function of the episode's key and the decision's number."""
+    """Uniform actions in [-1, 1], drawn for each decision of an episode from its name."""
 
     needs_images = False
     digest = sha256_bytes(RANDOM_ACTIONS.encode())
@@ -32,27 +33,28 @@ class RandomActions:
         self._decision = 0
 
     def reset(self, batch_size: int) -> None:
-        """Back to the first decision."""
+        """Start the same streams again."""
         self._decision = 0
 
     def act(self, observation: Observation) -> Actions:
-        """-> (B, T, A), whatever is seen; without keys the place in the batch is the key."""
-        keys = observation.keys or tuple(str(place) for place in range(len(observation.text)))
-        shape = (self.action_horizon, self._action_dim)
-        streams = [np.random.default_rng([RANDOM_SALT, self._decision, *key.encode()]) for key in keys]
+        """-> (B, T, A), whatever is seen."""
+        names = observation.keys or tuple(str(row) for row in range(len(observation.text)))
+        seeds = [int(sha256_bytes(f"{name} {self._decision}".encode())[:16], 16) for name in names]
         self._decision += 1
-        return np.stack([stream.uniform(-1.0, 1.0, shape) for stream in streams]).astype(np.float32)
+        shape = (self.action_horizon, self._action_dim)
+        drawn = [np.random.default_rng([RANDOM_SALT, seed]).uniform(-1.0, 1.0, shape) for seed in seeds]
+        return np.stack(drawn).astype(np.float32)
 
 
 class ReplayedActions:
     """One (T, A) action sequence replayed open loop in every environment; past its end the last action is held."""
 
     needs_images = False
+    action_horizon = 1
 
-    def __init__(self, actions_TA: Actions, *, action_horizon: int = 1) -> None:
+    def __init__(self, actions_TA: Actions) -> None:
         if actions_TA.ndim != 2 or not len(actions_TA):
             raise DataError(f"actions to replay must be (T, A) with T > 0, not {actions_TA.shape}.")
-        self.action_horizon = action_horizon
         self._actions_TA = actions_TA.astype(np.float32)
         self.digest = sha256_bytes(self._actions_TA.tobytes())
         self._batch_size, self._step = 0, 0
@@ -62,15 +64,14 @@ class ReplayedActions:
         self._batch_size, self._step = batch_size, 0
 
     def act(self, observation: Observation) -> Actions:
-        """-> (B, `action_horizon`, A), whatever is seen."""
-        steps = np.arange(self._step, self._step + self.action_horizon).clip(max=len(self._actions_TA) - 1)
-        self._step += self.action_horizon
-        chunk_TA = self._actions_TA[steps]
-        return np.broadcast_to(chunk_TA, (self._batch_size, *chunk_TA.shape)).copy()
+        """-> (B, 1, A), whatever is seen."""
+        action_A = self._actions_TA[min(self._step, len(self._actions_TA) - 1)]
+        self._step += 1
+        return np.broadcast_to(action_A, (self._batch_size, 1, len(action_A))).copy()
 
 
 class Expert:
-    """The scripted oracle, which sees the simulator's state and acts where the environments live: the ceiling."""
+    """The scripted oracle, which sees the simulator's state: the ceiling. It acts where the simulator runs."""
 
     digest = sha256_bytes(ORACLE.encode())
 
@@ -78,8 +79,7 @@ class Expert:
 class OtherEpisode:
     """A policy that is shown the pictures of the next environment of the batch, and feels its own body.
 
-    What remains of its success does not come from seeing this episode. Its rows depend on one another, so a batch of
-    it is played as a whole or not at all.
+    What remains of its success does not come from seeing this episode.
     """
 
     needs_images = True
@@ -90,10 +90,7 @@ class OtherEpisode:
         self._policy = policy
         self.action_horizon = policy.action_horizon
         self.digest = policy.digest
-
-    def __getattr__(self, name: str) -> object:
-        """Cameras and timings are the policy's."""
-        return getattr(self._policy, name)
+        self.cameras = tuple(getattr(policy, "cameras", ())) or (str(getattr(policy, "camera", DEFAULT_CAMERA)),)
 
     def reset(self, batch_size: int) -> None:
         """As the policy's; a batch of one has no other episode."""

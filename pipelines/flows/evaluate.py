@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from evaluation.rollouts.policies import is_served
 from prefect import flow
 
 from evaluation.calvin.config import CalvinConfig
 from evaluation.label_propagation.config import LabelPropagationConfig
 from evaluation.result import RESULT_NAME, EvaluationResult
 from evaluation.rollouts.config import ARMS, MEAN_DEMONSTRATION, PROPRIOCEPTION, RolloutsConfig
+from evaluation.rollouts.policies import is_served
 from evaluation.video_quality.config import ProbeConfig, VideoQualityConfig
 from infra.config import Config
 from infra.errors import ConfigError, InputError
