@@ -18,7 +18,7 @@ from evaluation.gate import (
 from evaluation.result import EvaluationResult, Item
 from evaluation.rollouts.arms import ORACLE
 from evaluation.rollouts.config import ARMS
-from evaluation.rollouts.loop import SUCCESS_EVER, SUCCESS_LAST
+from evaluation.rollouts.records import SUCCESS_EVER, SUCCESS_LAST
 
 GOOD_TRAINING = {"first/loss_future": 1.2, "last/loss_future": 0.7}
 
