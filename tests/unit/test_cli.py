@@ -15,7 +15,7 @@ from pipelines.cli_calls import by_stage
 
 VERBS = {
     "demo", "doctor", "up", "down", "deploy", "run", "ingest", "pretrain", "train-policy", "evaluate", "promote",
-    "report", "lineage", "verify",
+    "report", "lineage", "verify", "serve", "convert-policy",
 }  # fmt: skip
 
 TOOLS = {"preview", "convert", "cache"}  # of finetune
@@ -59,6 +59,12 @@ def call(capsys, *arguments: str) -> tuple[int, str, str]:
         (("finetune", "--initial", "/nowhere", "cache", "--data", "/tmp", "--output", "out"), "stands before 'cache'"),
         (("finetune", "cache", "--data", "/nowhere", "--vae", "/elsewhere", "--output", "out"), "/nowhere"),
         (("finetune", "convert", "/nowhere", "out"), "/nowhere"),
+        (("train-policy", "--method", "vqp", "--dry-run"), "unknown method 'vqp'"),
+        (("train-policy", "--method", "vpp", "--preset", "tinny", "--dry-run"), "unknown preset 'tinny'"),
+        (("train-policy", "--method", "vpp", "--provider", "kind=tvq", "--dry-run"), "unknown kind of features 'tvq'"),
+        (("serve", "/nowhere"), "/nowhere"),
+        (("convert-policy", "/nowhere", "out"), "/nowhere"),
+        (("convert-policy", "pyproject.toml", "out"), "--video and --clip"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

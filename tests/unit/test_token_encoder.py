@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
-from infra.errors import InputError
-from training.models.common.text import TextEncoderConfig, TokenEncoder
+from infra.errors import ConfigError, InputError
+from tests.helpers_text import make_clip_folder
+from training.models.common.text import SentenceEncoder, SentenceEncoderConfig, TextEncoderConfig, TokenEncoder
 
 
 @pytest.fixture(scope="module")
@@ -20,22 +20,7 @@ def minilm() -> TokenEncoder:
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory) -> Path:
-    """A small CLIP text model as transformers writes it, with a vocabulary of single letters."""
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-
-    folder = tmp_path_factory.mktemp("clip")
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}')
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        projection_dim=16, bos_token_id=52, eos_token_id=53, pad_token_id=53,
-    )  # fmt: skip
-    CLIPTextModelWithProjection(config).save_pretrained(folder)
-    return folder
+    return make_clip_folder(tmp_path_factory.mktemp("clip"))
 
 
 def test_states_are_padded_to_one_length(minilm: TokenEncoder) -> None:
@@ -128,3 +113,26 @@ def test_a_text_model_that_lacks_weights_is_refused(clip_folder: Path, tmp_path:
     del weights[name]
     safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     assert "final_layer_norm.weight" in refused(folder)
+
+
+def test_a_clip_sentence_is_the_projected_state_at_its_end_and_not_normalised(clip_folder: Path) -> None:
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+    encoder = SentenceEncoder(SentenceEncoderConfig(kind="clip", path=str(clip_folder)))
+    tokenizer = CLIPTokenizer.from_pretrained(clip_folder)
+    model = CLIPTextModelWithProjection.from_pretrained(clip_folder).eval()
+    inputs = tokenizer("open the door", return_tensors="pt")
+    with torch.no_grad():
+        states = model.text_model(**inputs).last_hidden_state[0]
+        expected = model.text_projection(states[-1])  # the end mark is the last token where nothing is padded
+    found = encoder.encode(["close it", "open the door"])
+    assert found.shape == (2, encoder.dim) == (2, 16)
+    torch.testing.assert_close(found[1], expected, atol=1e-5, rtol=1e-5)
+    assert abs(float(found[1].norm()) - 1) > 0.01
+
+
+def test_a_sentence_encoder_needs_a_folder_that_is_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        SentenceEncoder(SentenceEncoderConfig(kind="clip", path=str(tmp_path)))
+    with pytest.raises(ConfigError, match="do not go together"):
+        SentenceEncoderConfig.parse({"kind": "minilm", "path": "somewhere"})
