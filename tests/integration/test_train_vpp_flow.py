@@ -16,7 +16,7 @@ from infra.tracking import Tracker
 from tests.helpers_flow import command, files, flow, own_home, words
 from tests.integration.test_finetune_tvp_flow import SMALL as SMALL_FINETUNE
 
-pytestmark = [pytest.mark.prefect, pytest.mark.sim]
+pytestmark = [pytest.mark.prefect, pytest.mark.sim, pytest.mark.slow]
 
 SMALL = {
     "simulate_override": SMALL_FINETUNE["simulate_override"],
