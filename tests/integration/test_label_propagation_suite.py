@@ -204,7 +204,7 @@ def test_main_runs_a_config_file_and_says_what_is_wrong_in_one_line(
     for value, words in (
         (
             {"kind": "label-propagaton"},
-            "unknown kind 'label-propagaton'. Use one of label-propagation, rollouts, video-prediction.",
+            "unknown kind 'label-propagaton'. Use one of label-propagation, rollouts, calvin, video-prediction.",
         ),
         (config.to_json() | {"shortside": 3}, "Did you mean 'short_side'?"),
         (config.to_json() | {"data": str(tmp_path), "output": str(tmp_path / "no")}, "val.txt is missing"),

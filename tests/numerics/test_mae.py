@@ -13,7 +13,7 @@ from infra.errors import ConfigError, InputError
 from tests.numerics.mae_plain import mae_loss
 from training.models.common.images import to_pixels
 from training.models.common.weights import read_checkpoint
-from training.models.views.mae import MAE, MAEConfig, MAEDraws
+from training.models.views.mae import MAE, MAEConfig
 
 SIZES = MAEConfig(
     image_size=32, patch_size=8, embed_dim=48, depth=3, num_heads=4, decoder_embed_dim=32, decoder_depth=2,
@@ -47,7 +47,7 @@ def some_inputs(config: MAEConfig, batch: int = 3) -> tuple[torch.Tensor, torch.
 def test_loss_and_every_gradient_are_those_of_the_plain_equations(config: MAEConfig) -> None:
     model = perturbed(config).double()
     images, noise = some_inputs(config)
-    loss = model(images, MAEDraws(noise)).loss
+    loss = model(images, mask_noise=noise).loss
     loss.backward()
     fixed = {"pos_embed", "decoder_pos_embed"}
     weights = {
@@ -67,7 +67,7 @@ def test_what_is_not_given_is_drawn_from_the_generator() -> None:
     losses = [model(images, generator=torch.Generator().manual_seed(seed)).loss for seed in (1, 1, 2)]
     assert losses[0] == losses[1] != losses[2]
     given = torch.rand(3, 16, generator=torch.Generator().manual_seed(1))
-    assert model(images, MAEDraws(given)).loss == losses[0]
+    assert model(images, mask_noise=given).loss == losses[0]
 
 
 def test_encoding_is_timms_and_removed_patches_do_not_count() -> None:
@@ -92,7 +92,7 @@ def test_encoding_is_timms_and_removed_patches_do_not_count() -> None:
 
 def test_reconstruction_shows_seen_patches_as_they_are() -> None:
     model, (images, noise) = perturbed(SIZES).double(), some_inputs(SIZES)
-    shown, true = model.reconstruct(images, MAEDraws(noise)), to_pixels(images)
+    shown, true = model.reconstruct(images, mask_noise=noise), to_pixels(images)
     order = noise.argsort(dim=1)
     for sample in range(3):
         for rank, place in enumerate(order[sample].tolist()):
@@ -117,7 +117,7 @@ def test_official_layouts_load(tmp_path: Path) -> None:
         torch.save(content, tmp_path / name)
         loaded = MAE.from_official(read_checkpoint(tmp_path / name), SIZES)
         assert torch.equal(loaded.encode(images.float()), model.encode(images.float())), name
-        same = torch.equal(loaded(images.float(), MAEDraws(noise)).loss, model(images.float(), MAEDraws(noise)).loss)
+        same = torch.equal(loaded(images.float(), mask_noise=noise).loss, model(images.float(), mask_noise=noise).loss)
         assert same == (name == "full.pth")
 
 

@@ -21,10 +21,12 @@ from tests.helpers_models import CONFIG as RSP_SIZES
 from tests.helpers_models import export_rsp, perturbed
 from training.checkpoint import CHECKSUMS, newest_valid
 from training.data.frames import FrameConfig, FrameDataset
+from training.data.pixels import normalise
 from training.export import load_encoder
 from training.launch import launch
 from training.loop import Group
 from training.main import parse_config
+from training.models.common.patches import patch_statistics, patchify
 from training.models.common.vit import EncoderConfig, VisionTransformer
 from training.models.views.mae import MAE
 from training.plan import dry_run
@@ -112,6 +114,22 @@ def test_the_export_is_the_trained_encoder_and_names_its_inputs(data: str, tmp_p
     pictures = np.random.default_rng(0).integers(0, 256, (2, 50, 40, 3), dtype=np.uint8)
     images = encoder.preprocess(pictures)
     assert not torch.equal(encoder.encode(images), model.encode(images)), "three steps change the weights"
+
+
+def test_the_loss_falls_below_that_of_a_grey_guess(data: str, tmp_path: Path) -> None:
+    longer = ("schedule.steps=120", "schedule.warmup_steps=12", "micro_batch_size=4", "checkpoint.every_steps=120")
+    config = small(data, tmp_path / "o", *longer, "optim.ema_decay=null")
+    summary = launch(config)
+    task = config.build_task()
+    trained = MAE(config.model)
+    trained.load_state_dict(load_weights_of(tmp_path / "o" / "export"))
+    batch = task._dataset.__getitems__([(1000, clip) for clip in range(6)])  # crops and masks that no step has seen
+    with torch.no_grad():
+        loss = float(task.loss(trained, batch, torch.device("cpu"))["loss"])
+    patches = patchify(normalise(batch.images), config.model.patch_size)
+    mean, deviation = patch_statistics(patches)
+    grey = float(((patches - mean) / deviation).square().mean())
+    assert grey > 0.9 and loss < 0.5 * grey and summary["last"]["loss"] < 0.5 * summary["first"]["loss"]
 
 
 def load_weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -210,9 +228,9 @@ def test_ranks_and_loader_workers_share_the_same_batches(data: str) -> None:
 def test_masks_follow_the_visit(data: str, tmp_path: Path) -> None:
     task = small(data, tmp_path / "o", "data.repeated_sampling=2").build_task()
     batch = task._dataset.__getitems__([(0, 0), (0, 3), (1, 3)])
-    whole = task.draws(batch, torch.device("cpu")).mask_noise
-    part = task.draws(batch.part(1, 3), torch.device("cpu")).mask_noise
-    assert whole is not None and part is not None and whole.shape == (6, 16)
+    whole = task.mask_noise(batch, torch.device("cpu"))
+    part = task.mask_noise(batch.part(1, 3), torch.device("cpu"))
+    assert whole.shape == (6, 16)
     assert torch.equal(whole[2:], part) and len(whole.unique(dim=0)) == 6
 
 

@@ -30,12 +30,6 @@ from training.models.views.mae.config import MAEConfig
 from training.models.views.mae.official import DECODER_PREFIXES, fit_tables, has_decoder, official_weights
 
 
-class MAEDraws(NamedTuple):
-    """The one random thing of a forward pass; drawn when it is None."""
-
-    mask_noise: torch.Tensor | None = None  # (B, L) whose argsort is the shuffle
-
-
 class MAEOutput(NamedTuple):
     """Scalars of one forward pass."""
 
@@ -86,28 +80,33 @@ class MAE(VisionTransformer):
     def forward(
         self,
         images: torch.Tensor,
-        draws: MAEDraws | None = None,
         *,
+        mask_noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> MAEOutput:
         """Loss of colour-normalised pictures (B, 3, S, S) at the training size.
 
-        What `draws` leaves out comes from `generator` (default: torch's global one).
+        `mask_noise` (B, L), whose argsort is the shuffle, comes from `generator` (default: torch's global one) if it
+        is not given.
         """
-        masking = self._masking(images, draws, generator)
+        masking = self._masking(images, mask_noise, generator)
         predicted_BRV = self._predict_removed(images, masking)
         targets_BRV = take_rows(self._targets(images), masking.removed_BR)
         return MAEOutput((predicted_BRV - targets_BRV).square().mean())
 
     @torch.no_grad()
     def reconstruct(
-        self, images: torch.Tensor, draws: MAEDraws | None = None, *, generator: torch.Generator | None = None
+        self,
+        images: torch.Tensor,
+        *,
+        mask_noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> torch.Tensor:
         """Pictures as RGB in [0, 1], (B, 3, S, S), removed patches as predicted: for people to look at.
 
         With `norm_pix_loss`, mean and contrast of a predicted patch are those of the true one.
         """
-        masking = self._masking(images, draws, generator)
+        masking = self._masking(images, mask_noise, generator)
         predicted_BRV = self._predict_removed(images, masking)
         patches_BLV = patchify(images, self.config.patch_size).to(predicted_BRV.dtype)
         if self.config.norm_pix_loss:
@@ -117,13 +116,12 @@ class MAE(VisionTransformer):
         filled = patches_BLV.scatter(1, index, predicted_BRV)
         return to_pixels(unpatchify(filled, self.config.patch_size, self.config.grid))
 
-    def _masking(self, images: torch.Tensor, draws: MAEDraws | None, generator: torch.Generator | None) -> Masking:
+    def _masking(self, images: torch.Tensor, noise: torch.Tensor | None, generator: torch.Generator | None) -> Masking:
         side = self.config.image_size
         if tuple(images.shape[1:]) != (3, side, side):
             raise InputError(
                 f"images {tuple(images.shape)} are no batch of 3x{side}x{side}.", remedy="Resize to image_size."
             )
-        noise = draws.mask_noise if draws is not None else None
         if noise is None:
             noise = torch.rand(len(images), self.config.num_patches, generator=generator, device=images.device)
         return random_masking(noise, self.config.mask_ratio)
