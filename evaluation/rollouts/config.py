@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
 from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -18,6 +20,7 @@ ORACLE = "oracle"
 ArmName = Literal["random-actions", "mean-demonstration", "proprioception", "other-episode", "oracle"]
 ARMS: tuple[ArmName, ...] = get_args(ArmName)
 ALL_TASKS = "all"
+ARM_NAME = re.compile(r"[a-z0-9]+([._-]+[a-z0-9]+)*")  # they name folders
 PAPER_SEEDS = 25  # episodes a task
 # Fields that say where and how quickly, not what.
 PLACE_FIELDS = frozenset({"output", "workers"})
@@ -74,8 +77,10 @@ class RolloutsConfig(Config):
         for arm, field in ((PROPRIOCEPTION, "proprioception_policy"), (MEAN_DEMONSTRATION, "episodes")):
             if arm in self.arms and not getattr(self, field):
                 raise ValueError(f"arm {arm!r} needs {field}; name it or leave the arm out")
-        if OTHER_EPISODE in self.arms and min(self.num_seeds, self.batch_size) < 2:
-            raise ValueError(f"arm {OTHER_EPISODE!r} needs num_seeds and batch_size of at least 2")
+        if OTHER_EPISODE in self.arms and min(len(seeds) for seeds in self.groups) < 2:
+            raise ValueError(f"arm {OTHER_EPISODE!r} needs batches of at least 2; raise num_seeds or batch_size")
+        if unfit := [name for name in self.other_policies if not ARM_NAME.fullmatch(name)]:
+            raise ValueError(f"{unfit} name folders of clips; use lower-case letters, digits and '-', '_', '.' inside")
         if taken := set(self.other_policies) & {*ARMS, "policy"}:
             raise ValueError(f"{sorted(taken)} are names of control arms; name the other policies otherwise")
         return self
@@ -84,6 +89,18 @@ class RolloutsConfig(Config):
     def seeds(self) -> tuple[int, ...]:
         """The seeds of every task, in order."""
         return tuple(range(self.first_seed, self.first_seed + self.num_seeds))
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The seeds that ask a policy together: as few groups as `batch_size` allows, alike in size within one."""
+        count = -(-self.num_seeds // self.batch_size)
+        bounds = [self.num_seeds * number // count for number in range(count + 1)]
+        return tuple(self.seeds[start:end] for start, end in pairwise(bounds))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of every batch, the size of the largest group."""
+        return max(len(seeds) for seeds in self.groups)
 
 
 def metaworld50(policy: str, *, output: str, **changes: Any) -> RolloutsConfig:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
-
 from evaluation.result import RESULT_NAME, EvaluationResult, Item
 from evaluation.rollouts.arms import Expert, OtherEpisode, RandomActions, ReplayedActions, mean_demonstrations
 from evaluation.rollouts.config import (
@@ -25,11 +23,11 @@ from evaluation.rollouts.config import (
     RANDOM_ACTIONS,
     RolloutsConfig,
 )
-from evaluation.rollouts.environments import Actions, MakeMetaWorld, MetaWorldBatch
+from evaluation.rollouts.environments import Actions, MakeMetaWorld
 from evaluation.rollouts.fleet import Fleet
 from evaluation.rollouts.latency import LATENCY_NAME, ArmTimings, single
 from evaluation.rollouts.loop import Batch, cameras_of, run_batch
-from evaluation.rollouts.player import Rollout, Rules
+from evaluation.rollouts.player import Rollout, Rules, Scene
 from evaluation.rollouts.policies import open_policy, policy_digest
 from evaluation.rollouts.records import SUCCESS_EVER, Records
 from evaluation.rollouts.scores import differences, scores_of
@@ -39,8 +37,8 @@ from infra.errors import ConfigError
 from infra.faults import fault_point
 from infra.storage import join, write_json
 from ingest.reader import ShardDataset
-from ingest.simulators.metaworld import ACTION_DIM, prepare_rendering, simulator_versions
-from training.protocols import Observation, Policy
+from ingest.simulators.metaworld import ACTION_DIM, simulator_versions
+from training.protocols import Policy
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +55,6 @@ def run(config: RolloutsConfig) -> EvaluationResult:
     digest = policy_digest(config.policy)
     if (done := finished_result(config.output, model=config.policy, model_digest=digest)) is not None:
         return done
-    prepare_rendering()
     session = _Session(config)
     session.play()
     result = session.result()
@@ -70,6 +67,7 @@ def run(config: RolloutsConfig) -> EvaluationResult:
 class _Session:
     config: RolloutsConfig
     timings: dict[str, ArmTimings] = field(default_factory=dict)
+    _single: dict[str, Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -97,6 +95,7 @@ class _Session:
                     if batch.missing:
                         self._play(fleet, name, batch, rules)
                         log.info("%s", self._in_words(name, task, seeds))
+            self._ask_alone(fleet, rules)
 
     def result(self) -> EvaluationResult:
         """All records, in the order of the config."""
@@ -128,9 +127,7 @@ class _Session:
 
     def latency(self) -> dict[str, Any]:
         """Times of this execution by arm, and of the policy asked by one robot."""
-        arms = {name: timings.record() for name, timings in self.timings.items()}
-        policy = self._policies[self.config.policy]
-        return {"single": single(policy, self._one_observation(policy)), "arms": arms}
+        return {"single": self._single, "arms": {name: timings.record() for name, timings in self.timings.items()}}
 
     def _play(self, fleet: Fleet, name: str, batch: Batch, rules: Rules) -> None:
         def keep(rollout: Rollout) -> None:
@@ -147,17 +144,16 @@ class _Session:
         )
 
     def _groups(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        size, seeds = self.config.batch_size, self.config.seeds
         for task in self.config.tasks:
-            for start in range(0, len(seeds), size):
-                yield task, seeds[start : start + size]
+            for seeds in self.config.groups:
+                yield task, seeds
 
     def _batch(self, name: str, task: str, seeds: tuple[int, ...]) -> Batch:
         recorded = self.records.played(name, task, seeds, digest=self.digests[name])
         if name == OTHER_EPISODE and len(recorded) < len(seeds):
             recorded = frozenset()  # its episodes look at each other's pictures: all of them run, or none
         filmed = frozenset(self.config.seeds[: self.config.num_clips]) & frozenset(seeds)
-        return Batch(task, seeds, self.config.batch_size, recorded, filmed)
+        return Batch(task, seeds, self.config.num_rows, recorded, filmed)
 
     def _arm(self, name: str, task: str) -> Policy | Expert:
         config = self.config
@@ -174,16 +170,13 @@ class _Session:
         assert name in (RANDOM_ACTIONS, ORACLE), name
         return Expert() if name == ORACLE else RandomActions(action_dim=ACTION_DIM)
 
-    def _one_observation(self, policy: Policy) -> Observation:
-        config = self.config
-        environment = MetaWorldBatch(
-            config.tasks[0], config.seeds[:1], camera=config.camera, size=config.size, cameras=config.cameras
-        )
-        try:
-            environment.reset()
-            return environment.observe(images=policy.needs_images, active=np.ones(1, bool), cameras=cameras_of(policy))
-        finally:
-            environment.close()
+    def _ask_alone(self, fleet: Fleet, rules: Rules) -> None:
+        """What one robot would wait for the policy; the picture is drawn where the episodes are played."""
+        config, policy = self.config, self._policies[self.config.policy]
+        scene = Scene(config.tasks[0], config.seeds[:1], (0,), cameras=cameras_of(policy))
+        (news,) = fleet.start(scene, rules)
+        assert news.observation is not None, "an episode has a first step"
+        self._single = single(policy, news.observation)
 
     def _clips(self) -> dict[str, str]:
         """Clips of the policy first: a report with little room shows the first ones."""

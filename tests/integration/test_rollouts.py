@@ -125,8 +125,8 @@ def test_the_suite_writes_a_result_that_a_rerun_reads(tmp_path):
 def small(folder: Path, name: str, **changes: object) -> RolloutsConfig:
     wanted = {
         "policy": str(folder / "policy"), "proprioception_policy": str(folder / "blind"),
-        "arms": ("random-actions", "proprioception", "other-episode"), "tasks": ("handle-press", "drawer-close"),
-        "num_seeds": 3, "batch_size": 2, "max_steps": 12, "size": 32, "output": str(folder / name), "workers": 1,
+        "arms": ("random-actions", "proprioception", "other-episode"), "tasks": ("handle-press",),
+        "num_seeds": 5, "batch_size": 3, "max_steps": 12, "size": 32, "output": str(folder / name), "workers": 1,
     }  # fmt: skip
     return RolloutsConfig(**(wanted | changes))
 
@@ -140,7 +140,7 @@ def test_killed_anywhere_and_for_any_number_of_processes_the_result_is_the_same_
     assert (tmp_path / "three" / "result.json").read_bytes() == expected
     config = small(tmp_path, "killed", workers=2)
     config.save(tmp_path / "config.json")
-    for episodes in (2, 9):  # in the middle of a batch of the policy, and of an arm
+    for episodes in (1, 13):  # in the middle of a batch of the policy, and of an arm
         done = subprocess.run(
             [sys.executable, "-m", "evaluation.main", str(tmp_path / "config.json")],
             env={**os.environ, "FOREFRAME_FAULT": f"rollouts.after_episode:{episodes}", "OMP_NUM_THREADS": "1"},
@@ -165,6 +165,28 @@ def test_fifty_tasks_in_the_published_split():
 def test_an_arm_without_what_it_needs_is_refused():
     with pytest.raises(ConfigError, match="'mean-demonstration' needs episodes"):
         RolloutsConfig.parse({"policy": "p", "proprioception_policy": "q", "tasks": ["reach"], "output": "o"})
+
+
+def grouped(num_seeds: int, batch_size: int, **changes: object) -> RolloutsConfig:
+    values = {"policy": "p", "tasks": ["reach"], "output": "o", "arms": ["other-episode"], "first_seed": 0}
+    return RolloutsConfig.parse({**values, "num_seeds": num_seeds, "batch_size": batch_size, **changes})
+
+
+def test_no_episode_is_left_alone_in_its_batch():
+    config = grouped(21, 20)
+    assert [len(seeds) for seeds in config.groups] == [10, 11] and config.num_rows == 11
+    assert sum(config.groups, ()) == config.seeds
+    for num_seeds in range(1, 60):
+        for batch_size in range(1, 30):
+            sizes = [len(seeds) for seeds in grouped(num_seeds, batch_size, arms=[]).groups]
+            assert sum(sizes) == num_seeds and max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
+    with pytest.raises(ConfigError, match="batches of at least 2"):
+        grouped(3, 2)  # one of the three would be shown its own pictures
+
+
+def test_other_policies_have_names_that_are_folders():
+    with pytest.raises(ConfigError, match="name folders of clips"):
+        grouped(4, 4, other_policies={"../mine": "q"})
 
 
 def test_simulated_sequences_hold_both_objects_and_are_made_once(tmp_path):
