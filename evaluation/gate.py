@@ -42,6 +42,7 @@ class GateRule(Config):
     guards: tuple[Guard, ...] = ()
     floor_arms: tuple[str, ...] = ()  # control arms the candidate must beat, interval above `floor_margin`
     floor_margin: float = Field(default=0.0, ge=0)
+    floor_value: float | None = None  # the interval of the primary metric itself must lie above this
     training_loss: str = ""  # a training metric that must have fallen; empty: not asked for
     max_loss_share: float = Field(default=0.75, gt=0)  # of its start
 
@@ -78,6 +79,11 @@ class PromotionRecord(Config):
 def policy_rule() -> GateRule:
     """Floors of a policy: above every control arm; success at the last step must not fall by more than 5 points."""
     return GateRule(floor_arms=POLICY_FLOORS, guards=(Guard(metric="success_last", max_regression=0.05),))
+
+
+def calvin_rule() -> GateRule:
+    """Floor of a policy on CALVIN, which has no control arms: it solves tasks at all; first tasks must not suffer."""
+    return GateRule(floor_value=0.0, guards=(Guard(metric="success_1", max_regression=0.05),))
 
 
 def encoder_rule() -> GateRule:
@@ -199,6 +205,8 @@ class _Judge:
         if not self._candidate.items:
             self.refuse("The candidate's result has no items.")
             return
+        if self._rule.floor_value is not None:
+            self._check_value(self._rule.floor_value)
         for arm in self._rule.floor_arms:
             items = self._candidate.arms.get(arm)
             if items is None:
@@ -206,6 +214,15 @@ class _Judge:
             else:
                 name, metric = f"floor/{arm}", self._candidate.primary_metric
                 self._require_above(name, f"the arm {arm!r}", items, metric, self._rule.floor_margin)
+
+    def _check_value(self, floor: float) -> None:
+        name, score = self._candidate.primary_metric, self._candidate.scores.get(self._candidate.primary_metric)
+        if score is None:
+            self.refuse(f"The candidate's result has no score {name!r}.")
+            return
+        verb = "lies above" if score.low > floor else "does not lie above"
+        interval = f"{score.low:.3f} to {score.high:.3f}, {score.count} items"
+        self.require(score.low > floor, f"{name} is {score.value:.3f} (interval {interval}), which {verb} {floor:g}.")
 
     def find_mismatches(self, champion: EvaluationResult) -> bool:
         """Refuse two results that were not measured on the same things; True if there is any mismatch."""

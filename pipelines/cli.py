@@ -210,10 +210,10 @@ def promote(
 
 @app.command()
 def report(
-    kind: Annotated[str, typer.Argument(help="demo, video, dataset or result.")],
+    kind: Annotated[str, typer.Argument(help="demo, video, policy, dataset or result.")],
     path: Annotated[str, typer.Argument(help="Folder or s3:// prefix.")],
 ) -> None:
-    """Write the HTML report of a demo, a video model, a data set or an evaluation."""
+    """Write the HTML report of a demo, a video model, a policy, a data set or an evaluation."""
     from evaluation.report.run import build
 
     typer.echo(str(build(kind, path)))

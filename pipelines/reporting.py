@@ -68,23 +68,13 @@ def write_report(outcome: DemoOutcome, tracker: Tracker, folder: str) -> dict[st
         policy_result=policy_result,
         datasets=tuple(data_set(url) for url in (outcome.frames, outcome.episodes, outcome.extra) if url),
         decisions=tuple(decision(gate) for gate in outcome.gates),
-        lineage=tuple(
-            LineageNode(kind=node.kind, id=node.id, url=node.url, inputs=node.inputs)
-            for node in trace(outcome.policy, home=settings().home_url).nodes
-        ),
         configs={
             "pre-training": read_json(beside(outcome.encoder, "config.json")),
             "policy": read_json(beside(outcome.policy, "config.json")),
             "label propagation": read_json(join(encoder_result, "config.json")),
             "rollouts": read_json(join(policy_result, "config.json")),
         },
-        versions={name: importlib.metadata.version(name) for name in SHOWN_PACKAGES},
-        environment={
-            "python": platform.python_version(),
-            "cores": str(os.cpu_count()),
-            "machine": platform.machine(),
-        },
-        git_commit=git_commit(),
+        **origin(outcome.policy, SHOWN_PACKAGES),
         seeds={"training": 0, "evaluation": "10000 and up, never seen in training"},
         commands=(
             Command(what="everything on this page", command="make demo"),
@@ -100,6 +90,23 @@ def write_report(outcome: DemoOutcome, tracker: Tracker, folder: str) -> dict[st
         "policy": rows(policy_result),
         "gates": [dict(gate) for gate in outcome.gates],
         "seconds": outcome.seconds,
+    }
+
+
+def origin(export: str, packages: tuple[str, ...]) -> dict[str, Any]:
+    """What every page says of where it comes from: lineage of an export, versions of packages, machine, commit."""
+    return {
+        "lineage": tuple(
+            LineageNode(kind=node.kind, id=node.id, url=node.url, inputs=node.inputs)
+            for node in trace(export, home=settings().home_url).nodes
+        ),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "environment": {
+            "python": platform.python_version(),
+            "cores": str(os.cpu_count()),
+            "machine": platform.machine(),
+        },
+        "git_commit": git_commit(),
     }
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 from pathlib import PurePosixPath
 from typing import Any
 
 from evaluation.report import (
     Command,
     DatasetInput,
-    LineageNode,
     ReportInputs,
     Stage,
     TrainingRun,
@@ -20,11 +16,10 @@ from evaluation.report.inputs import VIDEO_SECTIONS
 from evaluation.report.run import INPUTS_NAME, build, save_inputs
 from infra.config import Config
 from infra.digests import pretty_json, sha256_json, short
-from infra.lineage import trace
 from infra.settings import settings
 from infra.storage import create_only, exists, join, read_json
 from ingest.reader import load_manifest
-from pipelines.reporting import beside, data_set, git_commit, shown
+from pipelines.reporting import beside, data_set, origin, shown
 from training.callbacks.metrics_file import METRICS_NAME
 from training.callbacks.previews import PREVIEWS
 from training.export import read_record
@@ -83,18 +78,8 @@ def report_inputs(outcome: FinetuneOutcome, folder: str) -> ReportInputs:
         preview_folder=beside(outcome.export, PREVIEWS),
         reconstruction=reconstruction if reconstruction and exists(reconstruction) else "",
         datasets=tuple(_data_set(url) for url in outcome.data),
-        lineage=tuple(
-            LineageNode(kind=node.kind, id=node.id, url=node.url, inputs=node.inputs)
-            for node in trace(outcome.export, home=settings().home_url).nodes
-        ),
         configs=_configs(outcome),
-        versions={name: importlib.metadata.version(name) for name in SHOWN_PACKAGES},
-        environment={
-            "python": platform.python_version(),
-            "cores": str(os.cpu_count()),
-            "machine": platform.machine(),
-        },
-        git_commit=git_commit(),
+        **origin(outcome.export, SHOWN_PACKAGES),
         commands=(
             Command(what="this page again", command=f"foreframe report video {shown(folder)}"),
             Command(

@@ -155,6 +155,18 @@ def manifest(*, note: str = "", source: str = "a" * 64) -> Manifest:
     )
 
 
+def timings(*, note: str = "") -> dict:
+    """As an evaluation leaves them: 6 decisions between 5 and 10 ms, 2 between 20 and 50."""
+    spread = {
+        "median_s": 0.008, "p95_s": 0.04, "max_s": 0.045,
+        "histogram": {"edges_ms": [0, 1, 2, 5, 10, 20, 50], "counts": [0, 0, 0, 6, 0, 2]},
+    }  # fmt: skip
+    arm = spread | {"decisions": 8, "batch_size": 20, "environment_step_ms": 0.7, "picture_ms": 3.0}
+    alone = spread | {"parts_ms": {f"features{note}": 6.5}, "actions_per_decision": 4, "control_hz": 500.0}
+    idle = {"decisions": 0, "batch_size": 0, "environment_step_ms": 0.7, "picture_ms": 0.0}
+    return {"single": alone, "arms": {"policy": arm, f"other{note}": arm, "oracle": idle}}
+
+
 def full_run(folder: Path, *, note: str = "") -> ReportInputs:
     """Every section has data; `note` is appended to every free text."""
     write_png(folder / "encoder/masks.png", seed=1)
@@ -162,7 +174,8 @@ def full_run(folder: Path, *, note: str = "") -> ReportInputs:
     write_mp4(folder / "corpus/broken/short.mp4", seed=3)
     write_mp4(folder / "outside.mp4", seed=5)
     write_png(folder / "pretrain/predictions.png", seed=4)
-    masks, clips = {f"masks{note}": "masks.png"}, {f"rollout{note}": "clips/a.mp4"}
+    masks, clips = {f"masks{note}": "masks.png"}, {f"rollout{note}": "clips/a.mp4", "latency": "latency.json"}
+    (folder / "policy/latency.json").write_text(json.dumps(timings(note=note)))
     (folder / "encoder/result.json").write_bytes(
         pretty_json(encoder_result(gain=0.0, artefacts=masks, note=note).to_json())
     )

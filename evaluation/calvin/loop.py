@@ -20,6 +20,7 @@ from evaluation.calvin.actors import Actions, Actor
 from evaluation.calvin.chains import Chain
 from evaluation.calvin.config import ACTION_DIM, CAMERAS, CHAIN_LENGTH
 from evaluation.calvin.environment import Picture, Seen
+from evaluation.rollouts.latency import ArmTimings
 from infra.errors import DataError
 from training.protocols import Observation, Policy
 
@@ -72,11 +73,12 @@ class _Place:
 
 
 class ChainLoop:
-    """Plays chains with one policy; `act_seconds` are the times of its decisions."""
+    """Plays chains with one policy; `timings` are those of its decisions, `shown` is what it saw last."""
 
     def __init__(self, policy: Policy, rules: Rules) -> None:
         self._policy, self._rules = policy, rules
-        self.act_seconds: list[float] = []
+        self.timings = ArmTimings()
+        self.shown: Observation | None = None
 
     def run(
         self,
@@ -116,8 +118,10 @@ class ChainLoop:
         self._policy.reset(self._rules.batch_size)
         taken = 0
         while taken < self._rules.max_steps and any(place.active for place in places):
-            chunk_BTA = self._decide(self._observe(places, texts, keys))
-            taken += self._advance(places, chunk_BTA[:, : self._rules.max_steps - taken])
+            self.shown = self._observe(places, texts, keys)
+            num_steps = self._advance(places, self._decide(self.shown)[:, : self._rules.max_steps - taken])
+            self.timings.num_control_steps += num_steps
+            taken += num_steps
 
     def _advance(self, places: list[_Place], chunk_BTA: Actions) -> int:
         """Execute a chunk in every active place -> its length."""
@@ -151,7 +155,8 @@ class ChainLoop:
     def _decide(self, observation: Observation) -> Actions:
         began = time.perf_counter()
         chunk_BTA = np.array(self._policy.act(observation), np.float32)
-        self.act_seconds.append(time.perf_counter() - began)
+        took = time.perf_counter() - began
+        self.timings.add_decision(took, self._policy, batch_size=self._rules.batch_size)
         expected = (self._rules.batch_size, ACTION_DIM)
         if chunk_BTA.ndim != 3 or (chunk_BTA.shape[0], chunk_BTA.shape[2]) != expected or chunk_BTA.shape[1] < 1:
             raise DataError(

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-
-import numpy as np
 
 from evaluation.calvin.actors import Actor, LocalActor, ProcessActor
 from evaluation.calvin.chains import Chain, ChainFile, read_chains
@@ -19,7 +18,7 @@ from evaluation.calvin.config import CHAIN_LENGTH, CONTROL_HZ, PLACE_FIELDS, Cal
 from evaluation.calvin.environment import Benchmark, Checkout
 from evaluation.calvin.loop import ChainLoop, Played, Rules
 from evaluation.result import RESULT_NAME, EvaluationResult, Item, Score
-from evaluation.rollouts.latency import LATENCY_NAME, spread
+from evaluation.rollouts.latency import LATENCY_NAME, in_words, single
 from evaluation.rollouts.policies import open_policy, policy_digest
 from evaluation.statistics import stratified_bootstrap, wilson_interval
 from evaluation.suites import CALVIN, claim_output, finished_result
@@ -76,6 +75,7 @@ def evaluate(config: CalvinConfig, policy: Policy, benchmark: Benchmark) -> Eval
         fault_point("calvin.after_chain", played.chain.item_id)
 
     loop = ChainLoop(policy, Rules(sentences, config.max_steps, config.batch_size, config.seed))
+    began = time.perf_counter()
     loop.run(
         [chain for chain in chains if chain.number not in records],
         open_actor=lambda chain: _actor(config, benchmark, chain),
@@ -83,11 +83,13 @@ def evaluate(config: CalvinConfig, policy: Policy, benchmark: Benchmark) -> Eval
         on_played=keep,
     )
     result = _result(config, [records[chain.number] for chain in chains], policy.digest, suite_version, file)
-    if loop.act_seconds:
-        times = {"batch_size": config.batch_size, **spread(loop.act_seconds)}
-        write_json(join(config.output, LATENCY_NAME), {"arms": {"policy": times}})
+    if loop.shown is not None:
+        loop.timings.wall_s = time.perf_counter() - began
+        alone = single(policy, loop.shown)
+        log.info("%s", in_words(alone))
+        write_json(join(config.output, LATENCY_NAME), {"single": alone, "arms": {"policy": loop.timings.record()}})
     write_json(join(config.output, RESULT_NAME), result.to_json())
-    _log_summary(result, loop.act_seconds)
+    _log_summary(result)
     return result
 
 
@@ -222,17 +224,15 @@ def _result(
         seeds=(config.seed,),
         items=items,
         scores=scores_of(items, seed=config.seed),
-        artefacts=clips,
+        artefacts={**clips, "latency": LATENCY_NAME},
         inputs=(policy_digest,),
     )
 
 
-def _log_summary(result: EvaluationResult, act_seconds: list[float]) -> None:
+def _log_summary(result: EvaluationResult) -> None:
     length = result.scores[LENGTH]
     rates = " ".join(f"{result.scores[f'success_{count}'].value:.3f}" for count in range(1, CHAIN_LENGTH + 1))
     log.info(
         "%s: average length %.3f [%.3f, %.3f] over %d chains; 1 to 5 in a row: %s",
         result.model, length.value, length.low, length.high, length.count, rates,
     )  # fmt: skip
-    if act_seconds:
-        log.info("a decision takes %.1f ms (median of %d)", 1e3 * float(np.median(act_seconds)), len(act_seconds))

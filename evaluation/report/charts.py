@@ -1,4 +1,4 @@
-"""Two small charts as inline SVG: lines over steps, and dots with intervals. Colours come from the page's style."""
+"""Small charts as inline SVG: lines over steps, dots with intervals, counted bars. Colours come from the page."""
 
 from __future__ import annotations
 
@@ -152,6 +152,26 @@ def interval_chart(
             Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="5"/>').format(style, place(row.value), y)
         )
         parts.append(_label(width - right + 14, y + 4, row.note, anchor="start", kind=f"note {style}"))
+    parts.append(Markup("</svg>"))
+    return Markup("").join(parts)
+
+
+def bar_chart(bars: Sequence[tuple[str, int]], *, title: str) -> Markup:
+    """One row a bar: its label, a bar as long as its share of the largest, its count."""
+    if not bars:
+        return Markup("")
+    width, row_height, left, right = 720.0, 24.0, 150.0, 90.0
+    largest = max(count for _, count in bars) or 1
+    parts = [_open(width, row_height * len(bars), title)]
+    for index, (label, count) in enumerate(bars):
+        y, long = row_height * index, (width - left - right) * count / largest
+        parts.append(_label(left - 14, y + 16, _shorten(label), anchor="end", kind="row plain"))
+        parts.append(
+            Markup('<rect class="count" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
+                left, y + 5, long, row_height - 10
+            )
+        )
+        parts.append(_label(left + long + 10, y + 16, str(count), anchor="start", kind="note plain"))
     parts.append(Markup("</svg>"))
     return Markup("").join(parts)
 

@@ -26,10 +26,13 @@ SectionName = Literal[
     "reproduce",
 ]
 ALL_SECTIONS: tuple[SectionName, ...] = get_args(SectionName)
-# A report of the whole line, and one of a video model alone.
+# A report of the whole line, one of a video model alone, one of a policy.
 LINE_SECTIONS: tuple[SectionName, ...] = tuple(name for name in ALL_SECTIONS if name != "video")
 VIDEO_SECTIONS: tuple[SectionName, ...] = (
     "line", "training", "video", "data", "lineage", "configs", "versions", "reproduce",
+)  # fmt: skip
+POLICY_SECTIONS: tuple[SectionName, ...] = (
+    "summary", "line", "training", "policy", "data", "lineage", "configs", "versions", "reproduce",
 )  # fmt: skip
 
 

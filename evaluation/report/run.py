@@ -1,4 +1,4 @@
-"""`foreframe report KIND PATH`: of the whole line, a video model, one data set, or one evaluation result."""
+"""`foreframe report KIND PATH`: of the whole line, a video model, a policy, one data set, or one evaluation result."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ VIDEO_SUITES = ("video-prediction",)
 def build(kind: str, path: str, *, output: Path | None = None) -> Path:
     """Write the report of what lies at `path`, a local folder or an `s3://` address, and return the file.
 
-    `demo`, `video`: a finished run's report folder, which holds `report.json` (the saved `ReportInputs`); `dataset`:
-    a data set folder; `result`: an evaluation's folder or its `result.json`. The page goes beside a local run or
-    result; for a data set, which never changes, and for a remote place it goes into the working folder. Raises
+    `demo`, `video`, `policy`: a finished run's report folder, which holds `report.json` (the saved `ReportInputs`);
+    `dataset`: a data set folder; `result`: an evaluation's folder or its `result.json`. The page goes beside a local
+    run or result; for a data set, which never changes, and for a remote place it goes into the working folder. Raises
     `InputError`.
     """
-    readers = {"demo": _saved, "video": _saved, "dataset": _dataset, "result": _result}
+    readers = {"demo": _saved, "video": _saved, "policy": _saved, "dataset": _dataset, "result": _result}
     if kind not in readers:
         raise InputError(f"unknown report kind {kind!r}.", remedy=f"Use one of {', '.join(readers)}.")
     inputs, folder = readers[kind](path)

@@ -15,8 +15,10 @@ from evaluation.report.frames import first_frame_at
 from evaluation.report.gallery import Gallery, gallery
 from evaluation.report.graph import lineage_view
 from evaluation.report.inputs import ReportInputs, SectionName, Stage
+from evaluation.report.latency import LatencyView, latency_view
 from evaluation.report.ledger import DatasetView, dataset_view
 from evaluation.report.predictions import prediction_rows
+from evaluation.report.published import PublishedTableView, published_tables
 from evaluation.report.text import duration, grouped, rate, show, span
 from evaluation.report.video import TextUse, previews, text_sentence, text_use, without_wrong_texts
 from evaluation.result import RESULT_NAME, EvaluationResult
@@ -75,6 +77,8 @@ class ResultView:
     gallery: Gallery
     sentence: str = ""
     headline: str = ""
+    latency: LatencyView | None = None
+    published: tuple[PublishedTableView, ...] = ()
 
     @property
     def seeds(self) -> str:
@@ -254,10 +258,20 @@ def _policy(inputs: ReportInputs, box: AssetBox, built: _Built) -> Section:
         return Section("policy", problems=("No policy evaluation was given.",))
     result, folder = read_result(inputs.at(inputs.policy_result))
     comparison = compare(result, model_label=POLICY_LABEL)
+    problems = list(comparison.notes)
+    try:
+        latency = latency_view(folder, result.artefacts)
+    except (ForeframeError, OSError) as error:
+        latency, problems = None, [*problems, str(error)]
     built.policy = ResultView(
-        result, comparison, gallery(folder, result.artefacts, box, arms=result.arms), headline=_success_sentence(result)
+        result,
+        comparison,
+        gallery(folder, result.artefacts, box, arms=result.arms),
+        headline=_success_sentence(result),
+        latency=latency,
+        published=published_tables(result),
     )
-    return Section("policy", view=built.policy, problems=comparison.notes)
+    return Section("policy", view=built.policy, problems=tuple(problems))
 
 
 def _video(inputs: ReportInputs, box: AssetBox) -> Section:

@@ -87,6 +87,15 @@ def single(policy: Policy, observation: Observation, *, repeats: int = SINGLE_RE
     return {**found, "parts_ms": parts, **rates}
 
 
+def in_words(alone: dict[str, Any]) -> str:
+    """What `single` found, as a sentence for the log."""
+    parts = ", ".join(f"{part} {milliseconds:.1f}" for part, milliseconds in alone["parts_ms"].items())
+    return (
+        f"one robot waits {1e3 * alone['median_s']:.1f} ms for a decision{f' ({parts})' if parts else ''} "
+        f"of {alone['actions_per_decision']} actions: {alone['control_hz']:.0f} actions a second"
+    )
+
+
 def first_row(observation: Observation) -> Observation:
     """The first of several environments."""
     return replace(

@@ -25,7 +25,7 @@ from evaluation.rollouts.config import (
 )
 from evaluation.rollouts.environments import Actions, MakeMetaWorld
 from evaluation.rollouts.fleet import Fleet
-from evaluation.rollouts.latency import LATENCY_NAME, ArmTimings, single
+from evaluation.rollouts.latency import LATENCY_NAME, ArmTimings, in_words, single
 from evaluation.rollouts.loop import Batch, cameras_of, run_batch
 from evaluation.rollouts.player import Rollout, Rules, Scene
 from evaluation.rollouts.policies import open_policy, policy_digest
@@ -177,6 +177,7 @@ class _Session:
         (news,) = fleet.start(scene, rules)
         assert news.observation is not None, "an episode has a first step"
         self._single = single(policy, news.observation)
+        log.info("%s", in_words(self._single))
 
     def _clips(self) -> dict[str, str]:
         """Clips of the policy first: a report with little room shows the first ones."""

@@ -10,6 +10,7 @@ from prefect import flow
 from evaluation.gate import (
     Decision,
     GateRule,
+    calvin_rule,
     decide,
     encoder_rule,
     policy_rule,
@@ -18,6 +19,7 @@ from evaluation.gate import (
     video_rule,
 )
 from evaluation.result import RESULT_NAME, EvaluationResult
+from evaluation.suites import CALVIN
 from infra.digests import short
 from infra.errors import InputError
 from infra.registry import CANDIDATE, CHAMPION, ENCODER, POLICY, RESULT_TAG, VIDEO, ModelVersion, Registry
@@ -72,7 +74,7 @@ def judge_foreign(run: FlowRun, registry: Registry, model: str, url: str) -> dic
     mine = EvaluationResult.parse(read_json(join(url, RESULT_NAME)))
     champion = registry.alias(model, CHAMPION)
     theirs = evaluate_like(run, champion.url, url) if champion is not None else None
-    rule = RULES[model]
+    rule = rule_for(model, mine)
     if theirs is not None:  # arms need training episodes and a blind control, which a foreign policy does not have
         rule = rule.model_copy(update={"floor_arms": tuple(arm for arm in rule.floor_arms if arm in mine.arms)})
     decision = decide(mine, theirs, rule)
@@ -80,6 +82,11 @@ def judge_foreign(run: FlowRun, registry: Registry, model: str, url: str) -> dic
     write_json(settings().at("promotions", f"{model}-foreign-{short(mine.model_digest)}.json"), record.to_json())
     foreign = ModelVersion(name=model, version=0, export_digest=mine.model_digest, url=mine.model)
     return announce(run, foreign, decision, champion)
+
+
+def rule_for(model: str, result: EvaluationResult) -> GateRule:
+    """What a version must show, which depends on the benchmark it was rated on."""
+    return calvin_rule() if result.suite.startswith(CALVIN.name) else RULES[model]
 
 
 def find_candidate(registry: Registry, model: str, version: int | None) -> ModelVersion:
@@ -110,7 +117,7 @@ def rated(candidate: ModelVersion) -> EvaluationResult:
 
 def judge(candidate: ModelVersion, mine: EvaluationResult, theirs: EvaluationResult | None) -> Decision:
     """Apply the model's rule and keep the record beside the candidate's result."""
-    rule = RULES[candidate.name]
+    rule = rule_for(candidate.name, mine)
     metrics = training_metrics(candidate.url)
     decision = decide(mine, theirs, rule, training_metrics=metrics)
     record = promotion_record(decision, mine, theirs, rule, training_metrics=metrics)

@@ -8,6 +8,7 @@ from prefect import flow
 
 from infra.registry import POLICY
 from infra.storage import absolute
+from pipelines.clock import Clock
 from pipelines.flows import STOPS_ITS_JOBS
 from pipelines.flows.evaluate import evaluate
 from pipelines.flows.finetune_tvp import HELD_OUT, finetune_tvp
@@ -29,6 +30,7 @@ from pipelines.policy_methods import (
     video_provider,
     with_cache,
 )
+from pipelines.policy_report import PolicyOutcome, write_policy_report
 from pipelines.ray_backend import Backend
 from pipelines.tasks import FlowRun, tracked
 from training.providers import FeatureProviderConfig, VideoProviderConfig
@@ -69,25 +71,36 @@ def train_policy(
     check_preset(method, preset)
     with tracked("train-policy", backend=backend, parent=parent_run) as run:
         child: dict[str, Any] = {"backend": backend, "parent_run": run.run.run_id}
-        if not data:
-            held_out = [HELD_OUT] if needs_video(method) else None
-            data = ingest_corpus(layout="video", overrides=held_out, simulate=simulate, **child)
-        data = absolute(data)
+        clock = Clock()
+        with clock.stage("episodes"):
+            if not data:
+                held_out = [HELD_OUT] if needs_video(method) else None
+                data = ingest_corpus(layout="video", overrides=held_out, simulate=simulate, **child)
+            data = absolute(data)
         if needs_video(method) and provider is None:
-            video = absolute(video) if video else registered_video(run)
-            video = video or finetune_tvp(data=[data], overrides=finetuning, evaluation=FEW_CLIPS, **child)
-        if method == "vpp":
-            see = parse_given(provider) or video_provider(preset, video)
-            learnt = train_vpp(
-                run, preset, provider=see, data=data, overrides=overrides, features=features,
-                from_pixels=from_pixels, compared=closed_loop,
-            )  # fmt: skip
-        else:
-            learnt = train_other(run, method, preset, encoder=encoder, video=video, data=data, overrides=overrides)
+            with clock.stage("video model"):
+                video = absolute(video) if video else registered_video(run)
+                video = video or finetune_tvp(data=[data], overrides=finetuning, evaluation=FEW_CLIPS, **child)
+        with clock.stage("policy and its controls"):
+            if method == "vpp":
+                see = parse_given(provider) or video_provider(preset, video)
+                learnt = train_vpp(
+                    run, preset, provider=see, data=data, overrides=overrides, features=features,
+                    from_pixels=from_pixels, compared=closed_loop,
+                )  # fmt: skip
+            else:
+                learnt = train_other(run, method, preset, encoder=encoder, video=video, data=data, overrides=overrides)
         if closed_loop:
             register(run, POLICY, learnt.export, learnt.train_run)
             rated = {"model": learnt.export, "control": learnt.control, "others": learnt.others, "data": data}
-            evaluate(suite="rollouts", overrides=evaluation, **rated, **child)
+            with clock.stage("rollouts"):
+                result = evaluate(suite="rollouts", overrides=evaluation, **rated, **child)
+            outcome = PolicyOutcome(
+                method=method, export=learnt.export, trained=learnt.trained, result=result, data=data,
+                seconds=clock.seconds,
+            )  # fmt: skip
+            page = write_policy_report(outcome)
+            run.link("train-policy-report", page if "://" in page else "", "Report")
         return learnt.export
 
 
@@ -119,6 +132,11 @@ class Learnt(NamedTuple):
     train_run: str
     control: str
     others: dict[str, str]
+
+    @property
+    def trained(self) -> dict[str, str]:
+        """Exports by what a report calls them."""
+        return {"policy": self.export, "proprioception": self.control, **self.others}
 
 
 def train_vpp(

@@ -16,6 +16,7 @@ from evaluation.main import main
 from infra.digests import sha256_bytes
 from infra.errors import ConfigError, DataError, InputError, MachineError
 from infra.media_decode import decode_video
+from infra.storage import join, read_json
 from tests.helpers_calvin import (
     PRESSES,
     Keyed,
@@ -104,6 +105,9 @@ def test_average_length_and_rates_are_exactly_what_the_script_solves(tmp_path):
     assert result.items[2].details["failed"] == read_chains().chains[2].tasks[3]
     assert result.items[0].details["failed"] is None and result.items[0].metrics["steps"] == 5 * PRESSES
     assert set(policy.resets) == {4} and len(policy.resets) == 16 + 4  # a reset before every task
+    timed = read_json(join(small_config(tmp_path).output, result.artefacts["latency"]))
+    assert timed["single"]["actions_per_decision"] == policy.action_horizon and timed["single"]["control_hz"] > 0
+    assert timed["arms"]["policy"]["decisions"] == len(policy.seen) and timed["arms"]["policy"]["batch_size"] == 4
 
 
 def test_the_policy_sees_chain_task_sentence_and_both_cameras(tmp_path):
@@ -181,7 +185,7 @@ def test_finished_chains_are_not_played_again_nor_mixed_with_other_policies(tmp_
 def test_the_first_chains_are_filmed(tmp_path):
     config = small_config(tmp_path, sequences=2, num_clips=1, clip_stride=2)
     result = evaluate(config, Scripted({0: 5, 1: 5}), TableBenchmark())
-    assert result.artefacts == {"chain/00000: 5 of 5 solved": "clips/chain-00000.mp4"}
+    assert result.artefacts == {"chain/00000: 5 of 5 solved": "clips/chain-00000.mp4", "latency": "latency.json"}
     assert decode_video(tmp_path / "clips/chain-00000.mp4").shape == (5 * PRESSES // 2, 200, 200, 3)
 
 

@@ -9,16 +9,19 @@ from evaluation.gate import (
     POLICY_FLOORS,
     GateRule,
     Guard,
+    calvin_rule,
     decide,
     encoder_rule,
     policy_rule,
     promotion_record,
     training_summary,
 )
-from evaluation.result import EvaluationResult, Item
+from evaluation.result import EvaluationResult, Item, Score
 from evaluation.rollouts.arms import ORACLE
 from evaluation.rollouts.config import ARMS
 from evaluation.rollouts.records import SUCCESS_EVER, SUCCESS_LAST
+from infra.registry import POLICY
+from pipelines.flows.promote import rule_for
 
 GOOD_TRAINING = {"first/loss_future": 1.2, "last/loss_future": 0.7}
 
@@ -166,6 +169,24 @@ def test_a_better_candidate_that_fails_a_floor_is_refused():
     decision = decide(result_of(items_of(successes(100)), arms=arms), champion_of(), GateRule(floor_arms=POLICY_FLOORS))
     assert not decision.promote
     assert all("the arm" in reason for reason in decision.reasons)
+
+
+def test_calvin_has_no_arms_so_the_average_length_itself_must_lie_above_nothing():
+    def chains(low: float, length: float):
+        score = Score(value=length, low=low, high=length + 0.1, count=120, method="bootstrap")
+        items = items_of([length] * 120, "average_length", success_1=[1.0] * 120)
+        return result_of(items, suite="calvin", primary="average_length", scores={"average_length": score})
+
+    assert rule_for(POLICY, chains(0.1, 0.2)) == calvin_rule() and rule_for(POLICY, result_of(())) == policy_rule()
+    first = decide(chains(0.1, 0.2), None, calvin_rule())
+    assert (
+        first.promote
+        and "average_length is 0.200 (interval 0.100 to 0.300, 120 items), which lies above 0." in first.reasons
+    )
+    assert not decide(chains(0.0, 0.0), None, calvin_rule()).promote
+    champion = chains(0.1, 0.2).model_copy(update={"model_digest": "c" * 64})
+    assert decide(chains(0.4, 0.5), champion, calvin_rule()).promote
+    assert not decide(champion, chains(0.4, 0.5), calvin_rule()).promote
 
 
 def test_floor_names_and_metrics_are_those_of_the_rollout_suite():

@@ -67,6 +67,10 @@ def test_every_section_has_its_content(full):
         "a" * 64,  # the source hash below the data set
         "make demo",
         "2.14",
+        "One robot alone waits 8 ms for a decision (95 of 100 within 40 ms)",
+        "and carries out 4 actions of it: at most 500 actions a second",
+        "features 6.5 ms",
+        "10–20 ms",  # an empty bin between two that hold something
     ):
         assert words in page.text, words
     assert page.tags["video"] == 1
@@ -233,7 +237,7 @@ def test_an_encoder_result_alone_gets_the_encoder_page(tmp_path):
 
 
 def test_wrong_kind_and_unfinished_run_are_refused_with_the_remedy(tmp_path):
-    with pytest.raises(InputError, match="demo, video, dataset, result"):
+    with pytest.raises(InputError, match="demo, video, policy, dataset, result"):
         build("everything", str(tmp_path))
     with pytest.raises(InputError, match=r"report\.json"):
         build("demo", str(tmp_path))

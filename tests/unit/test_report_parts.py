@@ -1,5 +1,6 @@
 """Charts, curves, lineage trees and words of the report, each against a plain statement of what it must be."""
 
+import json
 import math
 import re
 
@@ -15,11 +16,14 @@ from evaluation.report.curves import parse_metrics
 from evaluation.report.gallery import gallery
 from evaluation.report.graph import lineage_view
 from evaluation.report.inputs import LineageNode
+from evaluation.report.latency import latency_view
 from evaluation.report.predictions import load_arrays
+from evaluation.report.published import published_tables
 from evaluation.report.text import duration, visible
+from evaluation.result import Score
 from evaluation.statistics import wilson_interval
 from infra.errors import InputError
-from tests.helpers_report import encoder_result, items, policy_result, result, write_mp4
+from tests.helpers_report import encoder_result, items, policy_result, result, timings, write_mp4
 
 finite = st.floats(-1e9, 1e9, allow_nan=False)
 
@@ -169,6 +173,36 @@ def test_prediction_arrays_of_another_form_are_refused(tmp_path):
     for name, words in (("lacks", "no array 'true'"), ("float", "float32"), ("objects", "not a readable npz")):
         with pytest.raises(InputError, match=words):
             load_arrays(str(tmp_path / f"{name}.npz"))
+
+
+def test_timings_of_another_form_or_place_cost_their_own_part(tmp_path):
+    assert latency_view(str(tmp_path), {}) is None
+    for name, content in (("broken.json", "{"), ("empty.json", "{}"), ("words.json", json.dumps(words_as_times()))):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(InputError, match=name):
+            latency_view(str(tmp_path), {"latency": name})
+    with pytest.raises(InputError, match="leaves the result's folder"):
+        latency_view(str(tmp_path), {"latency": "../broken.json"})
+
+
+def words_as_times() -> dict:
+    value = timings()
+    value["single"]["median_s"] = "<b>quick</b>"
+    return value
+
+
+def test_published_numbers_stand_beside_ours_in_a_row_of_their_own():
+    rate = Score(value=0.5, low=0.4, high=0.6, count=100, successes=50, method="wilson")
+    scores = {"success_ever": rate, "split/easy": rate.model_copy(update={"value": 0.75})}
+    mine = policy_result().model_copy(
+        update={"suite": "metaworld-rollouts", "primary_metric": "success_ever", "scores": scores}
+    )
+    (table,) = published_tables(mine)
+    assert table.columns == ("easy", "middle", "hard", "average")
+    rows = {row.name: row for row in table.rows}
+    assert rows["this evaluation"].cells == ("0.750", "", "", "0.500") and rows["this evaluation"].is_ours
+    assert rows["VPP"].cells[3] == "0.682 [?]" and not rows["VPP"].is_ours  # arXiv 2412.14803, table 2
+    assert published_tables(policy_result()) == ()
 
 
 def test_words():
