@@ -6,6 +6,7 @@ user can give is listed with the reason. Stages that exist are skipped, so rows 
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from prefect import flow
@@ -17,7 +18,7 @@ from infra.settings import settings
 from infra.storage import absolute, join, read_json, write_bytes, write_json
 from pipelines.ablation_tables import AblationOutcome, as_markdown, outcome_of, rows_beside
 from pipelines.flows import STOPS_ITS_JOBS
-from pipelines.flows.evaluate import rate, rollouts
+from pipelines.flows.evaluate import demonstrated_tasks, rate, rollouts
 from pipelines.flows.finetune_tvp import HELD_OUT, finetune_tvp
 from pipelines.flows.ingest_corpus import ingest_corpus
 from pipelines.policy_methods import parse_given, resolve_vpp, train, video_provider, with_cache
@@ -29,6 +30,16 @@ from training.recipes import mae
 from training.recipes.ablations_vpp import FULL, Ablation, find_rows
 
 TABLES = "ablations.md"
+OTHER_TASKS = (
+    "door-close",
+    "faucet-open",
+    "plate-slide",
+    "reach",
+    "push",
+    "window-close",
+    "drawer-close",
+    "sweep-into",
+)
 
 
 @flow(name="ablations-vpp", flow_run_name="ablations-vpp-{preset}", **STOPS_ITS_JOBS)
@@ -53,14 +64,25 @@ def ablations_vpp(
     """Train and roll out every ablation; returns the url of the folder with `ablations.md` and `ablations.json`.
 
     `data` are the task's episodes (default: simulated), `video` its video model (default: fine-tuned on `data` and
-    `internet`). `internet` are data sets of other videos, `initial` pre-trained weights, `voltron` an encoder's
-    weights: rows that need what is not given are listed as not run. `rows` names rows (default: all). The lists of
-    overrides go to every row alike: training, feature cache, fine-tuning, masked autoencoder, rollouts.
+    `internet`). `internet` are data sets of other videos (default: where `data` is simulated, other tasks of the
+    simulator; `[]`: none), `initial` pre-trained weights, `voltron` an encoder's weights: rows that need what is not
+    given are listed as not run. `rows` names rows (default: all). The lists of overrides go to every row alike:
+    training, feature cache, fine-tuning, masked autoencoder, rollouts.
     """
     chosen = find_rows(rows)
     with tracked("ablations-vpp", backend=backend, parent=parent_run) as run:
         child: dict[str, Any] = {"backend": backend, "parent_run": run.run.run_id}
-        data = absolute(data or ingest_corpus(layout="video", overrides=[HELD_OUT], simulate=simulate, **child))
+        if not data:
+            data = ingest_corpus(layout="video", overrides=[HELD_OUT], simulate=simulate, **child)
+            if internet is None:  # the simulator's other tasks stand for videos of elsewhere
+                others = other_tasks(demonstrated_tasks(data))
+                wanted = [*(simulate or []), f"tasks={json.dumps(others)}"]
+                internet = [
+                    ingest_corpus(
+                        layout="video", name="other-tasks-video", overrides=[HELD_OUT], simulate=wanted, **child
+                    )
+                ]
+        data = absolute(data)
         bench = _Bench(
             run, preset, data,
             video=absolute(video) if video else "", internet=[absolute(url) for url in internet or []],
@@ -77,6 +99,11 @@ def ablations_vpp(
             "ablations-vpp", rows_beside(outcomes), f"Ablations of the Video Prediction Policy: {folder}/{TABLES}"
         )
         return folder
+
+
+def other_tasks(tasks: tuple[str, ...]) -> list[str]:
+    """As many tasks that are none of these, as far as there are."""
+    return [task for task in OTHER_TASKS if task not in tasks][: len(tasks)]
 
 
 class _Bench:
@@ -97,7 +124,11 @@ class _Bench:
     ) -> None:
         self._run, self._preset, self._data, self._child, self._lists = run, preset, data, child, lists
         self._internet, self._initial = internet, initial
-        self._given = {"internet": bool(internet), "initial": bool(initial), "voltron": bool(voltron), "mae": True}
+        self._cameras = video_provider(preset, "any").cameras
+        self._given = {
+            "internet": bool(internet), "initial": bool(initial), "voltron": bool(voltron), "mae": True,
+            "a second camera": len(self._cameras) > 1,
+        }  # fmt: skip
         self._urls = {"voltron": voltron}
         self._videos = {"full": video} if video else {}
         self._full: EvaluationResult | None = None
@@ -128,12 +159,14 @@ class _Bench:
     def _provider(self, row: Ablation) -> FeatureProviderConfig:
         changes = {key: self._filled(value) for key, value in row.provider.items()}
         if "kind" in changes:
-            found = parse_given(changes)
+            found = parse_given({"cameras": self._cameras, **changes})
             assert found is not None
             return found
         return video_provider(self._preset, self._video(row.video), changes)
 
     def _filled(self, value: Any) -> Any:
+        if value == ["{first-camera}"]:
+            return list(self._cameras[:1])
         if value == "{video}":
             return self._video("full")
         if value == "{mae}":
