@@ -6,7 +6,7 @@
 
 `image.CAMERA=KEY` names a further camera's key, `actions=KEY` where the answer holds its chunk, `horizon=N` how many
 actions of a chunk are carried out (default: what the server's metadata says, else all). `foreframe serve` tells its
-cameras itself. The token comes from FOREFRAME_SERVE_TOKEN. Every environment has a connection of its own, because
+cameras itself. The token comes from FOREFRAME_POLICY_TOKEN. Every environment has a connection of its own, because
 servers keep an episode's state by connection. A remote policy's weights cannot be seen: its digest is that of its
 address and metadata.
 """
@@ -21,8 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from websockets.exceptions import WebSocketException
 
-from evaluation.serve import TOKEN_VARIABLE
-from evaluation.serving.client import PolicyClient, PolicyError
+from evaluation.serving.client import TOKEN_VARIABLE, PolicyClient, PolicyError
 from evaluation.serving.session import IMAGES
 from evaluation.serving.wire import WireError
 from infra.digests import sha256_bytes, sha256_json

@@ -16,6 +16,7 @@ from websockets.sync.client import connect
 from evaluation.serving.wire import pack, unpack
 
 MAX_ANSWER_BYTES = 256 << 20
+TOKEN_VARIABLE = "FOREFRAME_POLICY_TOKEN"  # noqa: S105  (what our own clients read; the server has one of its own)
 connection_log = logging.getLogger(__name__)
 connection_log.setLevel(logging.INFO)  # at DEBUG websockets writes headers down, the token among them
 

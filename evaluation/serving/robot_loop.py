@@ -23,8 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluation.rollouts.environments import MetaWorldBatch
-from evaluation.serve import TOKEN_VARIABLE
-from evaluation.serving.client import PolicyClient
+from evaluation.serving.client import TOKEN_VARIABLE, PolicyClient
 from ingest.simulators.metaworld import CONTROL_HZ, prepare_rendering
 
 log = logging.getLogger(__name__)

@@ -155,7 +155,7 @@ def test_a_policy_without_eyes_is_sent_no_picture():
 
 def test_the_example_robot_loop_drives_the_simulator(monkeypatch, caplog):
     caplog.set_level("INFO")
-    monkeypatch.setenv("FOREFRAME_SERVE_TOKEN", "t")
+    monkeypatch.setenv("FOREFRAME_POLICY_TOKEN", "t")
     with serving(Counting(), token="t") as (url, _):
         assert robot_loop.main([url, "--task", "reach", "--steps", "12", "--rate", "1000"]) == 0
     assert "not solved after 12 steps" in caplog.text
