@@ -48,7 +48,7 @@ LABEL_PROPAGATION = Suite(
 )
 ROLLOUTS = Suite(
     name="metaworld-rollouts",
-    version="1",
+    version="2",
     rates="policy",
     primary_metric="success_ever",
     item="one episode of a task and seed",
@@ -87,12 +87,13 @@ def claim_output(config: Config, *, output: str, place_fields: frozenset[str]) -
 
     `place_fields` say where and how quickly, not what. Raises `InputError` that names the fields that differ.
     """
-    wanted = {key: value for key, value in config.to_json().items() if key not in place_fields}
+    wanted = config.to_json()
     url = join(output, CONFIG_NAME)
     if create_only(url, pretty_json(wanted)):
         return
     found = read_json(url)
-    changed = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    identity = (wanted.keys() | found.keys()) - place_fields
+    changed = sorted(key for key in identity if wanted.get(key) != found.get(key))
     if changed:
         raise InputError(
             f"{output} belongs to another evaluation (different: {', '.join(changed)}).",
@@ -100,8 +101,11 @@ def claim_output(config: Config, *, output: str, place_fields: frozenset[str]) -
         )
 
 
-def finished_result(output: str, *, model: str, model_digest: str) -> EvaluationResult | None:
-    """The result of an earlier run, None if there is none yet; `InputError` if it rates other weights."""
+def finished_result(output: str, *, model: str, model_digest: str, suite_version: str = "") -> EvaluationResult | None:
+    """The result of an earlier run, None if there is none yet; `InputError` if it rates other weights.
+
+    `suite_version` is for suites whose protocol holds more than their config tells: the simulator's version, say.
+    """
     url = join(output, RESULT_NAME)
     if not exists(url):
         return None
@@ -110,6 +114,12 @@ def finished_result(output: str, *, model: str, model_digest: str) -> Evaluation
         raise InputError(
             f"{output} rates {short(result.model_digest)}, but {model} now is {short(model_digest)}.",
             remedy="Choose another output folder.",
+        )
+    if suite_version and result.suite_version != suite_version:
+        raise InputError(
+            f"{output} was measured with suite version {result.suite_version}, this is {suite_version}: "
+            "another protocol, simulator or renderer.",
+            remedy="Choose another output folder (--override output=URL) to measure it anew.",
         )
     log.info("%s is complete: nothing to evaluate", output)
     return result

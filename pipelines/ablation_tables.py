@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,12 +66,12 @@ def outcome_of(
     )
 
 
-def difference(result: EvaluationResult, full: EvaluationResult) -> tuple[float, float, float]:
-    """Row minus full run on the primary metric, paired by item."""
+def difference(result: EvaluationResult, full: EvaluationResult) -> tuple[float, float, float] | None:
+    """Row minus full run on the primary metric, paired by item; None where the items are too few for an interval."""
     estimate = paired_difference(
         _by_stratum(result.items, result.primary_metric), _by_stratum(full.items, full.primary_metric)
     )
-    return estimate.value, estimate.low, estimate.high
+    return (estimate.value, estimate.low, estimate.high) if math.isfinite(estimate.low) else None
 
 
 def published_value(key: str) -> str:

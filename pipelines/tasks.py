@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 # Where and how quickly, never what: two executions of one thing land in one place.
-PLACE_FIELDS = frozenset({"output", "workers", "compute", "tracking"})
+PLACE_FIELDS = frozenset({"output", "workers", "processes", "compute", "tracking"})
 
 
 def resolve(config: ConfigT, overrides: list[str] | None, *, folder: str, name: str) -> ConfigT:

@@ -53,10 +53,12 @@ def run(config: CalvinConfig) -> EvaluationResult:
     that CALVIN needs is missing or its process died.
     """
     claim_output(config, output=config.output, place_fields=PLACE_FIELDS)
-    digest = policy_digest(config.policy)
-    if found := finished_result(config.output, model=config.policy, model_digest=digest):
+    benchmark = Checkout.of(config)
+    protocol = CALVIN.protocol_version(_protocol(config, read_chains(), benchmark.sentences(), benchmark))
+    known = {"model": config.policy, "model_digest": policy_digest(config.policy)}
+    if found := finished_result(config.output, **known, suite_version=protocol):
         return found
-    return evaluate(config, open_policy(config.policy), Checkout.of(config))
+    return evaluate(config, open_policy(config.policy), benchmark)
 
 
 def evaluate(config: CalvinConfig, policy: Policy, benchmark: Benchmark) -> EvaluationResult:

@@ -10,6 +10,7 @@ from evaluation.result import Item
 from evaluation.rollouts.loop import clip_fps
 from evaluation.rollouts.player import Rollout
 from infra.config import Config
+from infra.digests import short
 from infra.errors import InputError
 from infra.media_encode import encode_video
 from infra.storage import join, list_names, read_json, write_bytes, write_json
@@ -23,9 +24,10 @@ STEPS = "steps"
 
 
 class EpisodeRecord(Config):
-    """One rollout of one arm; `model_digest` says of which weights."""
+    """One rollout of one arm; `model_digest` says of which weights, `suite_version` under which protocol."""
 
     model_digest: str
+    suite_version: str
     item: Item
     clip: str = ""  # path below the output
 
@@ -42,8 +44,8 @@ def item_of(rollout: Rollout, task: str) -> Item:
 class Records:
     """The episodes of an output folder: one JSON each, `episodes/ARM/TASK/SEED.json`, its clip before it."""
 
-    def __init__(self, output: str, *, clip_stride: int) -> None:
-        self._output, self._clip_stride = output, clip_stride
+    def __init__(self, output: str, *, suite_version: str, clip_stride: int) -> None:
+        self._output, self._suite_version, self._clip_stride = output, suite_version, clip_stride
         self._found: dict[tuple[str, str, int], EpisodeRecord] = {}
         for name in list_names(join(output, EPISODES), recursive=True):
             parts = name.removesuffix(".json").split("/")
@@ -59,21 +61,26 @@ class Records:
         return self._found[arm, task, seed]
 
     def played(self, arm: str, task: str, seeds: tuple[int, ...], *, digest: str) -> frozenset[int]:
-        """Which of the seeds are recorded; `InputError` if by another model."""
+        """Which of the seeds are recorded; `InputError` if by another model or protocol."""
         found = {seed: self._found[arm, task, seed] for seed in seeds if (arm, task, seed) in self._found}
         for seed, record in found.items():
-            if record.model_digest != digest:
-                raise InputError(
-                    f"{self._output} holds {arm} on {task}/{seed} of model {record.model_digest[:12]}, "
-                    f"it now is {digest[:12]}.",
-                    remedy="Choose another output folder.",
-                )
+            for what, then, now in (
+                ("model", short(record.model_digest), short(digest)),
+                ("suite version", record.suite_version, self._suite_version),
+            ):
+                if then != now:
+                    raise InputError(
+                        f"{self._output} holds {arm} on {task}/{seed} of {what} {then}, it now is {now}.",
+                        remedy="Choose another output folder.",
+                    )
         return frozenset(found)
 
     def add(self, arm: str, task: str, rollout: Rollout, *, digest: str) -> None:
         """Keep an episode that has just ended."""
         clip = self._store_clip(arm, task, rollout) if rollout.frames else ""
-        record = EpisodeRecord(model_digest=digest, item=item_of(rollout, task), clip=clip)
+        record = EpisodeRecord(
+            model_digest=digest, suite_version=self._suite_version, item=item_of(rollout, task), clip=clip
+        )
         write_json(join(self._output, EPISODES, arm, task, f"{rollout.seed}.json"), record.to_json())
         self._found[arm, task, rollout.seed] = record
 

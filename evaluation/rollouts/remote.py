@@ -8,18 +8,19 @@
 actions of a chunk are carried out (default: what the server's metadata says, else all). `foreframe serve` tells its
 cameras itself. The token comes from FOREFRAME_POLICY_TOKEN. Every environment has a connection of its own, because
 servers keep an episode's state by connection. A remote policy's weights cannot be seen: its digest is that of its
-address and metadata.
+address and metadata, so `name=CHECKPOINT` is for two policies that are served at one address, one after the other.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import numpy as np
 import numpy.typing as npt
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
 
 from evaluation.serving.client import TOKEN_VARIABLE, PolicyClient, PolicyError
 from evaluation.serving.session import IMAGES
@@ -63,7 +64,8 @@ class RemotePolicy:
     def reset(self, batch_size: int) -> None:
         """New episodes: a new connection for each environment, which foreign servers understand as well."""
         self.close()
-        self._clients = [self._connect() for _ in range(batch_size)]
+        for _ in range(batch_size):
+            self._clients.append(self._connect())
 
     def act(self, observation: Observation) -> npt.NDArray[np.float32]:
         """-> (B, T, A), clipped to [-1, 1]. `ServiceError` when the server went away, `DataError` for its answers."""
@@ -85,10 +87,7 @@ class RemotePolicy:
         if len({chunk.shape for chunk in chunks}) > 1:
             raise DataError(f"{self._url} answers with chunks of different shapes: {[c.shape for c in chunks]}.")
         self.action_horizon = len(chunks[0])
-        timings = [answer.get("server_timing", {}) for answer in answers]
-        self.timings = {
-            "server": sum(float(item.get("infer_ms", 0.0)) for item in timings if isinstance(item, dict)) / 1e3
-        }
+        self.timings = {"server": sum(_server_seconds(answer) for answer in answers)}
         return np.stack(chunks)
 
     def close(self) -> None:
@@ -133,6 +132,16 @@ class RemotePolicy:
     def _connect(self) -> PolicyClient:
         try:
             return PolicyClient(self._url, token=os.environ.get(TOKEN_VARIABLE, ""), timeout_s=self._timeout_s)
+        except InvalidStatus as error:
+            status = error.response.status_code
+            remedies = {
+                401: f"Set {TOKEN_VARIABLE} where the evaluation runs.",
+                503: f"It takes fewer connections than the {len(self._clients) + 1} asked for: lower batch_size.",
+            }
+            raise ServiceError(
+                f"{self._url} refuses the connection with HTTP {status}.",
+                remedy=remedies.get(status, "Is it a policy's address?"),
+            ) from None
         except (OSError, WebSocketException, WireError, PolicyError) as error:
             raise ServiceError(
                 f"no policy answers at {self._url}: {_line(error)}", remedy="Start it, e.g. foreframe serve MODEL."
@@ -149,13 +158,22 @@ def _parsed(url: str) -> tuple[str, dict[str, str], int]:
             if not value.isdigit() or value == "0":
                 raise ConfigError(f"horizon={value} in {url} is no number of actions.", remedy="E.g. ?horizon=8")
             horizon = int(value)
+        elif name == "name":
+            pass  # only to tell two policies at one address apart: the whole address is part of the digest
         elif name in DEFAULTS or name.startswith("image."):
             keys[name] = value
         else:
             raise ConfigError(
-                f"unknown key {name!r} in {url}.", remedy=f"Known: {', '.join(DEFAULTS)}, image.CAMERA, horizon."
+                f"unknown key {name!r} in {url}.", remedy=f"Known: {', '.join(DEFAULTS)}, image.CAMERA, horizon, name."
             )
     return urlunsplit((parts.scheme, parts.netloc, parts.path, "", "")), keys, horizon
+
+
+def _server_seconds(answer: dict[str, Any]) -> float:
+    """What the server says that it took; 0 when it says nothing of use."""
+    timing = answer.get("server_timing")
+    told = timing.get("infer_ms") if isinstance(timing, dict) else None
+    return float(told) / 1e3 if isinstance(told, int | float) and math.isfinite(told) else 0.0
 
 
 def _plain(value: Any) -> Any:

@@ -28,11 +28,10 @@ from evaluation.rollouts.fleet import Fleet
 from evaluation.rollouts.latency import LATENCY_NAME, ArmTimings, in_words, single
 from evaluation.rollouts.loop import Batch, cameras_of, run_batch
 from evaluation.rollouts.player import Rollout, Rules, Scene
-from evaluation.rollouts.policies import open_policy, policy_digest
+from evaluation.rollouts.policies import is_served, open_policy, policy_digest
 from evaluation.rollouts.records import SUCCESS_EVER, Records
 from evaluation.rollouts.scores import differences, scores_of
-from evaluation.suites import claim_output, finished_result
-from infra.digests import sha256_json, short
+from evaluation.suites import ROLLOUTS, claim_output, finished_result
 from infra.errors import ConfigError
 from infra.faults import fault_point
 from infra.storage import join, write_json
@@ -42,7 +41,6 @@ from training.protocols import Policy
 
 log = logging.getLogger(__name__)
 
-SUITE_VERSION = "2"
 POLICY = "policy"
 
 
@@ -52,8 +50,13 @@ def run(config: RolloutsConfig) -> EvaluationResult:
     Raises `InputError` if the output holds the result of another config or model.
     """
     claim_output(config, output=config.output, place_fields=PLACE_FIELDS)
-    digest = policy_digest(config.policy)
-    if (done := finished_result(config.output, model=config.policy, model_digest=digest)) is not None:
+    known = {"model": config.policy, "model_digest": policy_digest(config.policy)}
+    if (done := finished_result(config.output, **known, suite_version=suite_version(config))) is not None:
+        if is_served(config.policy):
+            log.warning(
+                "%s: the weights of a served policy cannot be seen; if they changed, tell the two apart with ?name=NAME",
+                config.policy,
+            )
         return done
     session = _Session(config)
     session.play()
@@ -71,12 +74,14 @@ class _Session:
 
     def __post_init__(self) -> None:
         config = self.config
-        self.records = Records(config.output, clip_stride=config.clip_stride)
+        self.version = suite_version(config)
+        self.records = Records(config.output, suite_version=self.version, clip_stride=config.clip_stride)
         if len(self.records):
             log.info("resuming: %d episodes are recorded", len(self.records))
         self._demonstrations, self.data_digest = _demonstrations(config)
         self._policies = {url: open_policy(url) for url in dict.fromkeys(_addresses(config))}
-        self.digests = {name: self._arm(name, config.tasks[0]).digest for name in self.names}
+        for name in self.names:
+            self._arm(name, config.tasks[0])  # one that lacks what it needs is refused before anything is played
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -105,14 +110,12 @@ class _Session:
             for name in names
         }
         mine = items.pop(POLICY)
-        exports = {
-            self.digests[name] for name in (POLICY, *config.other_policies, PROPRIOCEPTION) if name in self.digests
-        }
+        exports = {policy.digest for policy in self._policies.values()}
         return EvaluationResult(
             suite=config.suite,
-            suite_version=f"{SUITE_VERSION}-{short(_protocol_digest(config))}",
+            suite_version=self.version,
             model=config.policy,
-            model_digest=self.digests[POLICY],
+            model_digest=self._policies[config.policy].digest,
             data_digest=self.data_digest,
             code_version=version("foreframe"),
             primary_metric=SUCCESS_EVER,
@@ -131,7 +134,7 @@ class _Session:
 
     def _play(self, fleet: Fleet, name: str, batch: Batch, rules: Rules) -> None:
         def keep(rollout: Rollout) -> None:
-            self.records.add(name, batch.task, rollout, digest=self.digests[name])
+            self.records.add(name, batch.task, rollout, digest=self._arm(name, batch.task).digest)
             fault_point("rollouts.after_episode", f"{name}/{batch.task}/{rollout.seed}")
 
         run_batch(
@@ -149,7 +152,7 @@ class _Session:
                 yield task, seeds
 
     def _batch(self, name: str, task: str, seeds: tuple[int, ...]) -> Batch:
-        recorded = self.records.played(name, task, seeds, digest=self.digests[name])
+        recorded = self.records.played(name, task, seeds, digest=self._arm(name, task).digest)
         if name == OTHER_EPISODE and len(recorded) < len(seeds):
             recorded = frozenset()  # its episodes look at each other's pictures: all of them run, or none
         filmed = frozenset(self.config.seeds[: self.config.num_clips]) & frozenset(seeds)
@@ -196,6 +199,15 @@ class _Session:
         return f"{task}: {name} {sum(int(item.metrics[SUCCESS_EVER]) for item in items)}/{len(items)}"
 
 
+def suite_version(config: RolloutsConfig) -> str:
+    """Two results compare only if this is equal: tasks, seeds, length, pictures, and the simulator that drew them."""
+    fields = (
+        "tasks", "first_seed", "num_seeds", "max_steps", "stop_on_success", "size", "camera", "cameras", "batch_size",
+    )  # fmt: skip
+    values = config.to_json()
+    return ROLLOUTS.protocol_version({**{name: values[name] for name in fields}, "versions": simulator_versions()})
+
+
 def _addresses(config: RolloutsConfig) -> tuple[str, ...]:
     control = (config.proprioception_policy,) if PROPRIOCEPTION in config.arms else ()
     return (config.policy, *config.other_policies.values(), *control)
@@ -209,20 +221,3 @@ def _demonstrations(config: RolloutsConfig) -> tuple[dict[str, Actions], str]:
     if MEAN_DEMONSTRATION not in config.arms:
         return {}, episodes.version
     return mean_demonstrations(episodes, config.tasks), episodes.version
-
-
-def _protocol_digest(config: RolloutsConfig) -> str:
-    """Two results compare only if this is equal: tasks, seeds, length, pictures, and the simulator that drew them."""
-    fields = (
-        "tasks",
-        "first_seed",
-        "num_seeds",
-        "max_steps",
-        "stop_on_success",
-        "size",
-        "camera",
-        "cameras",
-        "batch_size",
-    )
-    values = config.to_json()
-    return sha256_json({**{name: values[name] for name in fields}, "versions": simulator_versions()})

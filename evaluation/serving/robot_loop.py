@@ -66,23 +66,24 @@ def control(
     with ThreadPoolExecutor(max_workers=1) as asking:
         chunk = list(client.infer(robot.observe())["actions"])
         answer: Future[Any] | None = None
-        action, asked_at, held, dropped = chunk[0], 0, 0, 0
+        action, asked_at, held, waited, dropped = chunk[0], 0, 0, 0, 0
         due = time.perf_counter()
         for step in range(max_steps):
             if answer is None and len(chunk) <= ahead:
                 answer, asked_at = asking.submit(client.infer, robot.observe()), step
             if not chunk and answer is not None:
-                if held >= patience or ahead == 0 or answer.done():
-                    late = step - asked_at
+                if waited >= patience or ahead == 0 or answer.done():
+                    late, waited = step - asked_at, 0
                     received = list(answer.result()["actions"])  # raises what the connection raised
                     chunk, answer = received[late:] or received[-1:], None
                     dropped += len(received) - len(chunk)
                 else:
-                    held += 1
+                    held, waited = held + 1, waited + 1
             action = chunk.pop(0) if chunk else action
             if robot.act(action):
                 return LoopStats(True, step + 1, held, dropped)
-            due += 1 / rate_hz
+            # Time lost in waiting is lost: a robot must not be sent the missed steps at full speed.
+            due = max(due + 1 / rate_hz, time.perf_counter())
             time.sleep(max(0.0, due - time.perf_counter()))
         return LoopStats(False, max_steps, held, dropped)
 

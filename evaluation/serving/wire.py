@@ -9,6 +9,7 @@ Only booleans, integers and floats become arrays: no objects, no pickle. Needs n
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import msgpack
@@ -17,6 +18,7 @@ import numpy as np
 ARRAY, SCALAR = b"__ndarray__", b"__npgeneric__"
 DATA, DTYPE, SHAPE = b"data", b"dtype", b"shape"
 KINDS = "biuf"
+NUMBER = re.compile(r"[<>|=]?[biuf](1|2|4|8)")
 MAX_AXES = 8
 MAX_ITEMS = 4096  # of one list or map
 MAX_CONTAINERS = 256  # lists, maps and arrays of one message: few bytes must not become many objects
@@ -99,12 +101,12 @@ def _from_map(value: dict[Any, Any]) -> Any:
 
 def _dtype(text: Any) -> np.dtype[Any]:
     try:
-        dtype = np.dtype(text) if isinstance(text, str) and len(text) <= 4 else None
+        # numpy reads a small language here, so only what names one number goes to it.
+        if isinstance(text, str) and NUMBER.fullmatch(text):
+            return np.dtype(text)
     except TypeError:
-        dtype = None
-    if dtype is None or dtype.kind not in KINDS:
-        raise WireError(f"arrays of {_shown(text)} are not taken")
-    return dtype
+        pass
+    raise WireError(f"arrays of {_shown(text)} are not taken")
 
 
 def _is_size(side: Any) -> bool:

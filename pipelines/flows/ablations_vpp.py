@@ -153,7 +153,9 @@ class _Bench:
         config = resolve_vpp(self._preset, self._provider(row), self._data, wanted)
         export, _ = train(self._run, row.name, with_cache(self._run, config, self._lists["features"]), self._data)
         suite = rollouts(export, control="", others=None, data=self._data, controls=False)
-        url = rate(self._run, resolve(suite, self._lists["evaluation"], folder="results", name="rollouts"))
+        url = rate(
+            self._run, resolve(suite, self._lists["evaluation"], folder="results", name="rollouts"), registered=False
+        )
         return EvaluationResult.parse(read_json(join(url, RESULT_NAME))), url
 
     def _provider(self, row: Ablation) -> FeatureProviderConfig:
@@ -185,7 +187,7 @@ class _Bench:
             initial = "" if name == "without-initial" else self._initial
             self._videos[name] = finetune_tvp(
                 data=sources, initial=initial, overrides=self._lists["finetuning"], evaluation=["num_clips=16"],
-                **self._child,
+                candidate=False, **self._child,
             )  # fmt: skip
         return self._videos[name]
 

@@ -102,9 +102,11 @@ def demonstrated_tasks(data: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(record.metadata.get("task") or record.label) for record in records))
 
 
-def rate(run: FlowRun, config: Any) -> str:
-    """Run a suite, note its scores on the registered version and the flow's page; returns the result's folder."""
-    step = f"evaluate-{config.kind}"
+def rate(run: FlowRun, config: Any, *, name: str = "", registered: bool = True) -> str:
+    """Run a suite, note its scores on the flow's page and, if `registered`, on the version of the registry that the
+    gate will judge by them; returns the result's folder. A flow that rates several models names each step.
+    """
+    step = f"evaluate-{name or config.kind}"
     child = run.step("evaluation.main", config, name=step)
     result = EvaluationResult.parse(read_json(join(config.output, RESULT_NAME)))
     scores = {name: score.value for name, score in result.scores.items()}
@@ -112,11 +114,11 @@ def rate(run: FlowRun, config: Any) -> str:
     tracked_run.log_metrics(scores)
     tracked_run.flush()
     registry = Registry(run.tracker)
-    name = MODEL_OF[config.kind]
-    version = registry.by_digest(name, result.model_digest)
+    model = MODEL_OF[config.kind]
+    version = registry.by_digest(model, result.model_digest) if registered else None
     if version is not None:
-        registry.tag(name, version.version, {RESULT_TAG: config.output})
-        registry.log_metrics(name, version.version, scores)
+        registry.tag(model, version.version, {RESULT_TAG: config.output})
+        registry.log_metrics(model, version.version, scores)
     run.table(step, score_rows(result), f"{result.suite} of {result.model}: {config.output}")
     primary = result.scores[result.primary_metric]
     logger().info(

@@ -53,6 +53,7 @@ def finetune_tvp(
     ingest: list[str] | None = None,
     simulate: list[str] | None = None,
     evaluation: list[str] | None = None,
+    candidate: bool = True,
     backend: Backend | None = None,
     parent_run: str = "",
 ) -> str:
@@ -60,7 +61,8 @@ def finetune_tvp(
 
     `data` are data sets of layout `video`; else `corpus` is a folder in the annotated layout, ingested first; else
     demonstrations of the simulator are made (`simulate` overrides which). `mixture` names published shares.
-    `initial` is a diffusers folder or an export; `from_pixels` encodes at every step instead of once. Each list
+    `initial` is a diffusers folder or an export; `from_pixels` encodes at every step instead of once. Without
+    `candidate` the model is a means to something else and is not registered. Each list
     overrides one stage: training config, frame rule of clips, autoencoder, cache, ingest, evaluation.
     """
     with tracked("finetune-tvp", backend=backend, parent=parent_run) as run:
@@ -80,7 +82,7 @@ def finetune_tvp(
                 caches = {url: cache_latents(run, url, config, start, cache_overrides) for url in urls}
             config = configure(preset, with_latents(sources, caches), **wanted)
         with clock.stage("video model"):
-            export = fine_tune(run, config)
+            export = fine_tune(run, config, candidate=candidate)
         with clock.stage("evaluation"):
             child: dict[str, Any] = {"backend": backend, "parent_run": run.run.run_id}
             result = evaluate(suite="video-prediction", model=export, overrides=evaluation, **child)
@@ -96,12 +98,13 @@ def finetune_tvp(
         return export
 
 
-def fine_tune(run: FlowRun, config: FinetuneConfig) -> str:
-    """Train and register as candidate; returns the url of the export."""
+def fine_tune(run: FlowRun, config: FinetuneConfig, *, candidate: bool = True) -> str:
+    """Train and, unless it is only a means, register as candidate; returns the url of the export."""
     train_run = run.step("training.main", config, name="finetune-tvp", dataset=described(config.data.sources[0].url))
     export = join(config.output, EXPORT)
     record_given_weights(config)
-    register(run, VIDEO, export, train_run)
+    if candidate:
+        register(run, VIDEO, export, train_run)
     return export
 
 

@@ -149,6 +149,14 @@ def test_killed_anywhere_and_for_any_number_of_processes_the_result_is_the_same_
         assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     recorded = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "episodes" / "policy").rglob("*.json")}
     assert recorded and not (tmp_path / "killed" / "result.json").exists()
+    one = next(iter(recorded))
+    kept = one.read_bytes()
+    one.write_bytes(kept.replace(b'"suite_version": "2-', b'"suite_version": "1-'))  # of another simulator, say
+    os.utime(one, ns=(recorded[one], recorded[one]))
+    with pytest.raises(InputError, match="of suite version 1-"):
+        run(config)
+    one.write_bytes(kept)
+    os.utime(one, ns=(recorded[one], recorded[one]))
     run(config)
     assert (tmp_path / "killed" / "result.json").read_bytes() == expected
     assert {path: path.stat().st_mtime_ns for path in recorded} == recorded  # none was played twice

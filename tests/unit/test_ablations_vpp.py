@@ -55,6 +55,8 @@ def test_a_row_is_compared_with_the_full_run_on_equal_seeds(tmp_path):
     second = outcome_of(find_rows(["sigma-80"])[1], worse, str(tmp_path), full=full)
     missing = outcome_of(find_rows(["single-view"])[1], None, None, reason="needs a second camera")
     assert first.difference is None
+    few = outcome_of(find_rows(["sigma-80"])[1], result([0] * 5), str(tmp_path), full=result([1] * 5))
+    assert few.value == 0 and few.difference is None  # five pairs allow no interval
     assert second.difference is not None and second.difference[0] == -0.5
     rows = rows_beside([first, second, missing])
     assert rows[1]["against full"].startswith("-0.500 [")

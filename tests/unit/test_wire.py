@@ -50,6 +50,9 @@ def array_map(**changes: object) -> bytes:
     (array_map(dtype="<M8[s]"), "are not taken"),
     (array_map(dtype="f4,f4"), "are not taken"),
     (array_map(dtype=5), "are not taken"),
+    (array_map(dtype=","), "are not taken"),  # a syntax error in numpy's own reading of it
+    (array_map(dtype="(,f"), "are not taken"),
+    (array_map(dtype="f3"), "are not taken"),
     (array_map(shape=[2]), "does not fill"),
     (array_map(shape=[-1]), "shape is"),
     (array_map(shape=[1] * 40), "shape is"),
