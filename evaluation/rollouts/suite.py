@@ -54,7 +54,7 @@ def run(config: RolloutsConfig) -> EvaluationResult:
     if (done := finished_result(config.output, **known, suite_version=suite_version(config))) is not None:
         if is_served(config.policy):
             log.warning(
-                "%s: the weights of a served policy cannot be seen; if they changed, tell the two apart with ?name=NAME",
+                "%s: a served policy cannot be seen; if its weights changed, tell the two apart with ?name=NAME",
                 config.policy,
             )
         return done
