@@ -44,11 +44,20 @@ def random_video(provider: VideoProviderConfig) -> VideoProviderConfig:
 
 
 def resolve_vpp(
-    preset: str, provider: FeatureProviderConfig | None, data: str, overrides: list[str] | None
+    preset: str, provider: FeatureProviderConfig | None, data: str, overrides: list[str] | None, *, features: str = ""
 ) -> vpp.VPPRunConfig:
-    """A preset of the Video Prediction Policy with its overrides, placed below the home folder."""
+    """A preset of the Video Prediction Policy with its overrides, placed below the home folder.
+
+    `features` is a cache to train from; runs of different caches have different places.
+    """
     config = _preset(VPP_PRESETS, preset)(provider=provider, data=data, output=UNPLACED)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"features": features})})
     return resolve(config, overrides, folder="runs", name=f"vpp-{preset}")
+
+
+def without_place(overrides: list[str] | None) -> list[str]:
+    """The overrides of a run for another one beside it, which needs a folder of its own."""
+    return [text for text in overrides or [] if not text.startswith("output=")]
 
 
 def resolve_cloning(preset: str, provider: ProviderConfig, data: str, overrides: list[str] | None) -> Any:
@@ -67,8 +76,8 @@ def resolve_other(method: str, preset: str, *, video: str, data: str, overrides:
     return resolve(config, overrides, folder="runs", name=f"{method}-{preset}")
 
 
-def with_cache(run: FlowRun, config: vpp.VPPRunConfig, overrides: list[str] | None) -> vpp.VPPRunConfig:
-    """Compute the features of every decision once and train from them; place and cache are not the run's identity."""
+def cache_features(run: FlowRun, config: vpp.VPPRunConfig, overrides: list[str] | None) -> str:
+    """Compute the features of every decision of a run once; returns the cache's url."""
     assert config.provider is not None
     wanted = FeatureCacheConfig(
         data=config.data.url,
@@ -82,7 +91,21 @@ def with_cache(run: FlowRun, config: vpp.VPPRunConfig, overrides: list[str] | No
     run.step(
         "training.main", cache, name=f"cache-features-{cache.output[-6:]}", dataset=(manifest.name, cache.data, version)
     )
-    return config.model_copy(update={"data": config.data.model_copy(update={"features": cache.output})})
+    return str(cache.output)
+
+
+def resolve_cached(
+    run: FlowRun,
+    preset: str,
+    provider: FeatureProviderConfig,
+    data: str,
+    *,
+    overrides: list[str] | None,
+    features: list[str] | None,
+) -> vpp.VPPRunConfig:
+    """`resolve_vpp` on a cache that is made first; `features` overrides the cache's config."""
+    planned = resolve_vpp(preset, provider, data, overrides)
+    return resolve_vpp(preset, provider, data, overrides, features=cache_features(run, planned, features))
 
 
 def train(run: FlowRun, name: str, config: RunConfig, data: str) -> tuple[str, str]:

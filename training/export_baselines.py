@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import torch
 
 from infra.errors import InputError
-from infra.storage import absolute, exists, join, read_json
-from training.export_files import Export, ModelReference, model_card, read_config, read_export, save_export
-from training.export_video import MODEL_KIND, FrozenVideoModel, load_video_model, video_digest
+from infra.storage import absolute
+from training.export_files import Export, ModelReference, model_card, read_export, save_export
+from training.export_video import FrozenVideoModel, load_video_model, video_config, video_digest
 from training.models.common.weights import load_weights
 from training.models.diffusion_policy import DiffusionPolicy, DiffusionPolicyNetwork, StoredDiffusionPolicy
 from training.models.inverse_dynamics import InverseDynamicsNetwork, StoredUniPiPolicy, UniPiPolicy
 from training.models.subgoal import StoredSubgoalPolicy, SubgoalNetwork, SusiePolicy
-from training.models.tvp.config import TVPConfig
-from training.models.tvp.official import OWN_NAME, is_diffusers_folder
 
 __all__ = [
     "VideoSizes", "load_diffusion_policy", "load_susie", "load_unipi", "save_policy", "video_reference", "video_sizes",
@@ -40,33 +40,37 @@ class VideoSizes(NamedTuple):
     image_size: int
 
 
-def load_diffusion_policy(source: Export | str | Path) -> DiffusionPolicy:
-    """The policy of an export, on the CPU; `InputError` for an export of another kind."""
+def load_diffusion_policy(source: Export | str | Path, *, device: torch.device | str = "cpu") -> DiffusionPolicy:
+    """The policy of an export; `InputError` for an export of another kind."""
     export = _read(source, DIFFUSION_KIND, "train-diffusion-policy")
     config = StoredDiffusionPolicy.parse(export.model_config)
     network = DiffusionPolicyNetwork(config.network)
     load_weights(network, export.weights)
-    return DiffusionPolicy(network, config, digest=export.digest)
+    return DiffusionPolicy(network.to(device), config, digest=export.digest)
 
 
-def load_unipi(source: Export | str | Path, *, video: str = "", autocast: bool = False) -> UniPiPolicy:
+def load_unipi(
+    source: Export | str | Path, *, video: str = "", autocast: bool = False, device: torch.device | str = "cpu"
+) -> UniPiPolicy:
     """Inverse dynamics and the video model it belongs to; `InputError` for a model of another digest."""
     export = _read(source, UNIPI_KIND, "train-unipi")
     config = StoredUniPiPolicy.parse(export.model_config)
     network = InverseDynamicsNetwork(config.network)
     load_weights(network, export.weights)
-    model = _referenced(export, config.video, video, autocast=autocast)
-    return UniPiPolicy(network, model, config, noise_shape=noise_shape(model), digest=export.digest)
+    model = _referenced(export, config.video, video, autocast=autocast).to(device)
+    return UniPiPolicy(network.to(device), model, config, noise_shape=noise_shape(model), digest=export.digest)
 
 
-def load_susie(source: Export | str | Path, *, video: str = "", autocast: bool = False) -> SusiePolicy:
+def load_susie(
+    source: Export | str | Path, *, video: str = "", autocast: bool = False, device: torch.device | str = "cpu"
+) -> SusiePolicy:
     """The goal-conditioned policy and the video model that gives its goals; `InputError` for another digest."""
     export = _read(source, SUSIE_KIND, "train-susie")
     config = StoredSubgoalPolicy.parse(export.model_config)
     network = SubgoalNetwork(config.network)
     load_weights(network, export.weights)
-    model = _referenced(export, config.video, video, autocast=autocast)
-    return SusiePolicy(network, model, config, noise_shape=noise_shape(model), digest=export.digest)
+    model = _referenced(export, config.video, video, autocast=autocast).to(device)
+    return SusiePolicy(network.to(device), model, config, noise_shape=noise_shape(model), digest=export.digest)
 
 
 def save_policy(
@@ -100,13 +104,7 @@ def video_reference(url: str) -> ModelReference:
 
 def video_sizes(url: str) -> VideoSizes:
     """Frames and pixels of a video model, without reading its weights; `InputError` for another kind of export."""
-    if is_diffusers_folder(url):
-        own: dict[str, Any] = read_json(join(url, OWN_NAME)) if exists(join(url, OWN_NAME)) else {}
-    else:
-        kind, own, _ = read_config(url)
-        if kind != MODEL_KIND:
-            raise InputError(f"{url} is a {kind!r} export.", remedy="Give the export of a finetune-tvp run.")
-    config = TVPConfig.parse(own)
+    config = video_config(url)
     return VideoSizes(config.num_frames, config.image_size)
 
 

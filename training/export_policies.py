@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from infra.digests import short
 from infra.errors import InputError
 from training.export_files import Export, ModelReference, model_card, read_export, save_export
 from training.models.common.frozen import FrozenEncoder
@@ -33,12 +34,17 @@ POLICY_LOADING = (
 )
 
 
-def load_policy(url: str | Path, *, autocast: bool = False, provider: str = "") -> Policy:
-    """The policy of an export, ready to act on the CPU; `provider` is where its frozen model lies, if it has moved."""
+def load_policy(url: str | Path, *, autocast: bool = False, provider: str = "", device: str = "auto") -> Policy:
+    """The policy of an export, ready to act; `provider` is where its frozen model lies, if it has moved.
+
+    `device` "auto" is a GPU where there is one. Behaviour cloning, a small encoder and a perceptron, acts on the CPU.
+    """
     export = read_export(url)
     if export.kind not in POLICY_KINDS:
         raise InputError(f"{url} is a {export.kind!r} export, not a policy.", remedy="Give a train-policy export.")
-    return POLICY_KINDS[export.kind](export, autocast, provider)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return POLICY_KINDS[export.kind](export, autocast, provider, torch.device(device))
 
 
 def save_vpp(
@@ -71,7 +77,8 @@ def save_vpp(
     )
 
 
-def _load_vpp(export: Export, autocast: bool, moved: str) -> VideoPredictionPolicy:
+def _load_vpp(export: Export, autocast: bool, moved: str, device: torch.device) -> VideoPredictionPolicy:
+    from training.models.common.text import SentenceEncoder
     from training.models.vpp import VideoPredictionPolicy, VPPConfig
     from training.models.vpp.policy import network_of
     from training.providers import build_provider, check_references, parse_provider, with_url
@@ -84,20 +91,29 @@ def _load_vpp(export: Export, autocast: bool, moved: str) -> VideoPredictionPoli
         wanted = parse_provider(config.provider)
         wanted = with_url(wanted, moved) if moved else wanted
         check_references(wanted, references)
-        provider = build_provider(wanted)
+        provider = build_provider(wanted, device=device)
         if provider.digest != config.provider_digest:
             raise InputError(
                 f"{export.url} was trained on features {config.provider_digest[:12]}, "
                 f"{config.provider.get('url', 'its provider')} now gives {provider.digest[:12]}.",
                 remedy="Name the model it was trained on with provider.",
             )
+    text = SentenceEncoder(config.text)
+    if config.text_digest not in ("", text.digest):
+        raise InputError(
+            f"{export.url} was trained on sentences of encoder {short(config.text_digest)}, "
+            f"{config.text.path or 'the packaged one'} is {short(text.digest)}.",
+            remedy="Put the sentence encoder back that it was trained with.",
+        )
     network = network_of(config, export.weights)
-    return VideoPredictionPolicy(
-        provider, network.former, network.denoiser, config.codec, config=config, network=network, digest=export.digest
-    )
+    policy = VideoPredictionPolicy(
+        provider, network.former, network.denoiser, config.codec,
+        config=config, network=network, text=text, digest=export.digest,
+    )  # fmt: skip
+    return policy.to(device)
 
 
-def _load_cloning(export: Export, autocast: bool, moved: str) -> BehaviourCloningPolicy:
+def _load_cloning(export: Export, autocast: bool, moved: str, device: torch.device) -> BehaviourCloningPolicy:
     config = BehaviourCloningPolicyConfig.parse(export.model_config)
     head = BehaviourCloningHead(config.head)
     load_weights(head, _below("head.", export.weights))
@@ -110,25 +126,25 @@ def _load_cloning(export: Export, autocast: bool, moved: str) -> BehaviourClonin
     return BehaviourCloningPolicy(head, encoder=encoder, camera=config.camera, digest=export.digest)
 
 
-def _load_diffusion_policy(export: Export, autocast: bool, moved: str) -> Policy:
+def _load_diffusion_policy(export: Export, autocast: bool, moved: str, device: torch.device) -> Policy:
     from training.export_baselines import load_diffusion_policy
 
-    return load_diffusion_policy(export)
+    return load_diffusion_policy(export, device=device)
 
 
-def _load_unipi(export: Export, autocast: bool, moved: str) -> Policy:
+def _load_unipi(export: Export, autocast: bool, moved: str, device: torch.device) -> Policy:
     from training.export_baselines import load_unipi
 
-    return load_unipi(export, video=moved)
+    return load_unipi(export, video=moved, device=device)
 
 
-def _load_susie(export: Export, autocast: bool, moved: str) -> Policy:
+def _load_susie(export: Export, autocast: bool, moved: str, device: torch.device) -> Policy:
     from training.export_baselines import load_susie
 
-    return load_susie(export, video=moved)
+    return load_susie(export, video=moved, device=device)
 
 
-Loader = Callable[[Export, bool, str], Policy]
+Loader = Callable[[Export, bool, str, torch.device], Policy]
 POLICY_KINDS: dict[str, Loader] = {
     "bc-policy": _load_cloning,
     VPP_KIND: _load_vpp,

@@ -12,13 +12,20 @@ from typing import Any
 import torch
 
 from infra.errors import InputError
-from training.export_files import read_export, read_record, save_export
+from infra.storage import exists, join, read_json
+from training.export_files import read_config, read_export, read_record, save_export
 from training.models.common.images import Preprocessing
 from training.models.common.weights import load_weights
 from training.models.tvp.autoencoder import FrozenVAE, random_autoencoder
 from training.models.tvp.config import TVPConfig, VAEConfig
 from training.models.tvp.model import TextGuidedVideoModel, random_unet
-from training.models.tvp.official import diffusers_digest, is_diffusers_folder, load_diffusers, load_diffusers_vae
+from training.models.tvp.official import (
+    OWN_NAME,
+    diffusers_digest,
+    is_diffusers_folder,
+    load_diffusers,
+    load_diffusers_vae,
+)
 from training.models.tvp.predictor import FrozenVideoModel
 
 __all__ = [
@@ -29,6 +36,7 @@ __all__ = [
     "load_video_weights",
     "save_vae_export",
     "save_video_export",
+    "video_config",
     "video_digest",
 ]
 
@@ -107,6 +115,17 @@ def load_video_model(url: str | Path, *, autocast: bool = False) -> FrozenVideoM
 def video_digest(url: str | Path) -> str:
     """What names a model in records: the export's digest, or one over a diffusers folder's files."""
     return diffusers_digest(url) if is_diffusers_folder(url) else str(read_record(url)["digest"])
+
+
+def video_config(url: str | Path) -> TVPConfig:
+    """Sizes and text encoder of a video model, without reading its weights; `InputError` for another kind of export."""
+    if is_diffusers_folder(url):
+        place = join(url, OWN_NAME)
+        return TVPConfig.parse(read_json(place) if exists(place) else {})
+    kind, own, _ = read_config(url)
+    if kind != MODEL_KIND:
+        raise InputError(f"{url} is a {kind!r} export.", remedy="Give the export of a finetune-tvp run.")
+    return TVPConfig.parse(own)
 
 
 def _filled_vae(config: VAEConfig, weights: Mapping[str, torch.Tensor]) -> Any:

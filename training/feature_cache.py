@@ -34,7 +34,6 @@ SCHEMA_VERSION = 1
 FEATURE_CACHE = "feature-cache"
 FEATURES_SUFFIX = "features.npy"
 HEADER_BYTES = 1024  # more than any npy header of five dimensions
-DEVIATION_FLOOR = 1e-4  # a channel that never moves is left at its own scale
 
 
 class FeatureCacheConfig(Config):
@@ -127,20 +126,6 @@ class FeatureCache:
         for key in self._index():
             shard, row, start, count = self._header(key)
             self._loaded[key] = self._parse(shard.pread(row, start=start, num_bytes=count * self._frame_bytes), count)
-
-    def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(C,) mean and deviation of every channel over all frames, draws and tokens."""
-        count, total, squares = 0, 0.0, 0.0
-        for key in self._index():
-            shard, row, start, frames = self._header(key)
-            values = self._loaded.get(key)
-            if values is None:
-                values = self._parse(shard.pread(row, start=start, num_bytes=frames * self._frame_bytes), frames)
-            rows = values.flatten(0, -2).double()
-            count, total, squares = count + len(rows), total + rows.sum(dim=0), squares + rows.square().sum(dim=0)
-        mean = torch.as_tensor(total) / count
-        deviation = (torch.as_tensor(squares) / count - mean.square()).clamp(min=0).sqrt()
-        return mean.float(), torch.where(deviation < DEVIATION_FLOOR, 1.0, deviation).float()
 
     def require(self, *, data_version: str, provider_digest: str) -> None:
         """`InputError`, one line naming both values, when the cache is of another data set or provider."""

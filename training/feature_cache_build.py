@@ -104,7 +104,7 @@ def plan(config: FeatureCacheConfig) -> dict[str, Any]:
 
 def cache_header(config: FeatureCacheConfig, dataset: ShardDataset, provider: FeatureProvider) -> FeatureManifest:
     """The manifest without its receipts: what the cache is of."""
-    if config.num_draws > 1 and not hasattr(provider, "draw"):
+    if config.num_draws > 1 and config.provider.kind != "tvp":
         raise ConfigError(
             f"num_draws = {config.num_draws}: {config.provider.kind!r} features are not drawn.", remedy="Use 1."
         )
@@ -173,8 +173,8 @@ class FeatureFiller:
         text = [self._dataset.text(index)] * len(filled)
         draws = []
         for number in range(self._config.num_draws):
-            noise = None if number == 0 else self._provider.draw(number)  # type: ignore[attr-defined]
-            draws.append(self._provider.features(images, text, unit_noise=noise)[: len(frames)].float().cpu())
+            drawn = {"draw": number} if number else {}  # still encoders draw nothing
+            draws.append(self._provider.features(images, text, **drawn)[: len(frames)].float().cpu())
         return torch.stack(draws, dim=1).numpy()
 
 

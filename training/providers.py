@@ -104,7 +104,7 @@ def references(config: Any) -> tuple[ModelReference, ...]:
 def provider_digest(config: Any) -> str:
     """The digest that `build_provider(config).digest` will have; a video model is not loaded for it."""
     if config.kind == "tvp":
-        return tap_digest(_drawn(_weights_digest(config), config.random_seed), config)
+        return tap_digest(_conditioned_digest(config), config)
     return build_provider(config).digest
 
 
@@ -148,8 +148,17 @@ def _drawn(digest: str, seed: int | None) -> str:
     return digest if seed is None else sha256_json({"random": digest, "seed": seed})
 
 
+def _conditioned_digest(config: VideoProviderConfig) -> str:
+    """A video model together with the text encoder it names: both decide its features."""
+    from training.export_video import video_config
+    from training.models.common.text import TokenEncoder
+
+    text = TokenEncoder(video_config(config.url).text).digest
+    return sha256_json({"model": _drawn(_weights_digest(config), config.random_seed), "text": text})
+
+
 def _video(config: VideoProviderConfig, device: torch.device) -> FeatureProvider:
-    from training.export_video import FrozenVideoModel, load_video_weights, video_digest
+    from training.export_video import FrozenVideoModel, load_video_weights
     from training.models.tvp.model import random_unet
 
     model = load_video_weights(config.url)
@@ -159,8 +168,7 @@ def _video(config: VideoProviderConfig, device: torch.device) -> FeatureProvider
             torch.manual_seed(config.random_seed)
             fresh = random_unet(sizes.unet, sizes.vae.latent_channels, sizes.num_frames)
         model.unet.load_state_dict(fresh.state_dict())
-    digest = _drawn(video_digest(config.url), config.random_seed)
-    return VideoFeatures(FrozenVideoModel(model, digest=digest).to(device), config)
+    return VideoFeatures(FrozenVideoModel(model, digest=_conditioned_digest(config)).to(device), config)
 
 
 def _encoder(config: EncoderProviderConfig, device: torch.device) -> FeatureProvider:

@@ -43,6 +43,17 @@ def import_release(path: Path, output: str, *, provider: VideoProviderConfig, cl
             f"{path} reads features {release.former_config.condition_dim} wide, they are {found}.",
             remedy="Name the video model it was trained with.",
         )
+    frames, tokens, _ = built.feature_shape
+    if release.former_config.kind != "linear" and frames != release.former_config.num_frames:
+        raise InputError(
+            f"{path} reads {release.former_config.num_frames} frames, {provider.url} gives {frames}.",
+            remedy="Keep all frames of the video model (frames=0).",
+        )
+    if release.former_config.kind == "linear" and frames * tokens != release.denoiser_config.num_tokens:
+        raise InputError(
+            f"{path} reads {release.denoiser_config.num_tokens} tokens, {provider.url} gives {frames * tokens}.",
+            remedy="Name the cameras and the pooling that it was trained with.",
+        )
     width = release.denoiser_config.action_dim
     config = VPPConfig(
         former=release.former_config,

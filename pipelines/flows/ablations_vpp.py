@@ -21,7 +21,7 @@ from pipelines.flows import STOPS_ITS_JOBS
 from pipelines.flows.evaluate import demonstrated_tasks, rate, rollouts
 from pipelines.flows.finetune_tvp import HELD_OUT, finetune_tvp
 from pipelines.flows.ingest_corpus import ingest_corpus
-from pipelines.policy_methods import parse_given, resolve_vpp, train, video_provider, with_cache
+from pipelines.policy_methods import parse_given, resolve_cached, resolve_vpp, train, video_provider, without_place
 from pipelines.ray_backend import Backend
 from pipelines.tasks import FlowRun, logger, resolve, tracked
 from training.launch import EXPORT
@@ -149,9 +149,15 @@ class _Bench:
         return outcome_of(row, *result, full=self._full)
 
     def _rolled_out(self, row: Ablation) -> tuple[EvaluationResult, str]:
-        wanted = [*(self._lists["overrides"] or []), *row.overrides]
-        config = resolve_vpp(self._preset, self._provider(row), self._data, wanted)
-        export, _ = train(self._run, row.name, with_cache(self._run, config, self._lists["features"]), self._data)
+        wanted = [*without_place(self._lists["overrides"]), *row.overrides]
+        see = self._provider(row)
+        planned = resolve_vpp(self._preset, see, self._data, wanted)
+        if planned.schedule.epochs and planned.data.share < 1:  # as many steps as the rows with all of the data
+            wanted.append(f"schedule.epochs={round(planned.schedule.epochs / planned.data.share)}")
+        config = resolve_cached(
+            self._run, self._preset, see, self._data, overrides=wanted, features=self._lists["features"]
+        )
+        export, _ = train(self._run, row.name, config, self._data)
         suite = rollouts(export, control="", others=None, data=self._data, controls=False)
         url = rate(
             self._run, resolve(suite, self._lists["evaluation"], folder="results", name="rollouts"), registered=False

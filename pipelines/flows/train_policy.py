@@ -23,12 +23,13 @@ from pipelines.policy_methods import (
     random_video,
     registered_encoder,
     registered_video,
+    resolve_cached,
     resolve_cloning,
     resolve_other,
     resolve_vpp,
     train,
     video_provider,
-    with_cache,
+    without_place,
 )
 from pipelines.policy_report import PolicyOutcome, write_policy_report
 from pipelines.ray_backend import Backend
@@ -95,11 +96,8 @@ def train_policy(
             rated = {"model": learnt.export, "control": learnt.control, "others": learnt.others, "data": data}
             with clock.stage("rollouts"):
                 result = evaluate(suite="rollouts", overrides=evaluation, **rated, **child)
-            outcome = PolicyOutcome(
-                method=method, export=learnt.export, trained=learnt.trained, result=result, data=data,
-                seconds=clock.seconds,
-            )  # fmt: skip
-            page = write_policy_report(outcome)
+            found = {"trained": learnt.trained, "result": result, "data": data, "seconds": clock.seconds}
+            page = write_policy_report(PolicyOutcome(method=method, export=learnt.export, **found))
             run.link("train-policy-report", page if "://" in page else "", "Report")
         return learnt.export
 
@@ -152,15 +150,20 @@ def train_vpp(
 ) -> Learnt:
     """The policy, its control of equal steps, and, where `compared`, the same policy on an untrained video model."""
 
-    def trained(name: str, see: FeatureProviderConfig) -> tuple[str, str]:
-        config = resolve_vpp(preset, see, data, overrides)
-        return train(run, name, config if from_pixels else with_cache(run, config, features), data)
+    def trained(name: str, see: FeatureProviderConfig, wanted: list[str] | None) -> tuple[str, str]:
+        if from_pixels:
+            config = resolve_vpp(preset, see, data, wanted)
+        else:
+            config = resolve_cached(run, preset, see, data, overrides=wanted, features=features)
+        return train(run, name, config, data)
 
-    export, train_run = trained("vpp", provider)
+    export, train_run = trained("vpp", provider, overrides)
     others = {}
     if compared and isinstance(provider, VideoProviderConfig) and provider.random_seed is None:
-        others[RANDOM_VIDEO], _ = trained(RANDOM_VIDEO, random_video(provider))
-    sightless = [text for text in overrides or [] if not text.startswith("provider.")]
+        others[RANDOM_VIDEO], _ = trained(RANDOM_VIDEO, random_video(provider), without_place(overrides))
+    # The control feels the robot's state even where the policy does not: what a policy without eyes can do at all.
+    sightless = [text for text in without_place(overrides) if not text.startswith("provider.")]
+    sightless.append("data.proprioception=true")
     control, _ = train(run, "proprioception", resolve_vpp(preset, None, data, sightless), data)
     return Learnt(export, train_run, control, others)
 

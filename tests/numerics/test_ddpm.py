@@ -66,7 +66,8 @@ def test_the_loss_is_the_mean_square_of_what_was_not_predicted_over_the_actions_
     kept = np.cumprod(1 - np.array(beta))[steps][:, None, None]
     noisy = np.sqrt(kept) * clean + np.sqrt(1 - kept) * noise
     predicted = 0.9 * np.roll(noisy, 1, axis=1) + (steps / 100)[:, None, None] + condition[:, :1, None]
-    expected = ((predicted - (noise if prediction == "epsilon" else clean)) ** 2)[mask].mean()
+    expected = ((predicted - (noise if prediction == "epsilon" else clean)) ** 2) * mask[..., None]
+    expected = (expected.sum(axis=(1, 2)) / (mask.sum(axis=1) * expected.shape[-1])).mean()  # a clip's own actions
     tensors = [torch.from_numpy(value).float() for value in (condition, clean, noise)]
     loss = ChunkDiffusion(Known(), DDPMConfig(prediction=prediction)).loss(
         *tensors[:2], steps_B=torch.from_numpy(steps), noise_BKD=tensors[2], mask_BK=torch.from_numpy(mask)

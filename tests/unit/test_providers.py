@@ -97,6 +97,14 @@ def test_fresh_noise_follows_from_the_picture_fixed_noise_from_the_seed_alone(vi
         first, second = provider.features({"main": same}, ["push"] * 2)
         torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(fresh.features({"main": images}, text), fixed.features({"main": images}, text), atol=1e-2)
+    # Further draws are as the first might have been: of each picture, or one for all.
+    for provider in (fresh, fixed):
+        again = provider.features({"main": images}, text, draw=1)
+        assert not torch.allclose(again, provider.features({"main": images}, text), atol=1e-2)
+        same_twice = provider.features({"main": images[[0, 0]]}, text[:1] * 2, draw=1)
+        torch.testing.assert_close(same_twice[0], same_twice[1], atol=1e-4, rtol=1e-4)
+    again = fresh.features({"main": images[2:]}, ["push"], draw=1)
+    torch.testing.assert_close(fresh.features({"main": images}, text, draw=1)[2:], again, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(tap(video, noise_seed=1).features({"main": images}, text), together, atol=1e-2)
 
 

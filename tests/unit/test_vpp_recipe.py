@@ -14,10 +14,12 @@ from infra.errors import ConfigError, InputError
 from tests.helpers_data import make_episode_dataset
 from tests.helpers_models import export_rsp, perturbed
 from training.export import load_policy
+from training.export_policies import save_vpp
 from training.feature_cache import FeatureCacheConfig
 from training.feature_cache_build import run as fill_cache
 from training.launch import launch
 from training.loop import Group
+from training.models.common.text import SentenceEncoder
 from training.protocols import Observation
 from training.providers import EncoderProviderConfig
 from training.recipes import vpp
@@ -101,6 +103,9 @@ def test_the_hands_loss_counts_its_parts_as_released():
     assert config.loss_weights == (2,) * 6 + (1,) * 12
     assert (config.codec.transform, config.codec.scaling, config.codec.percentiles) == ("xhand", "bounds", (1, 99))
     assert not config.denoiser.train_proprioception
+    assert (config.denoiser.chunk, config.execute, config.schedule.epochs) == (8, 8, 500)
+    with_clip = vpp.xhand(provider=None, data="d", output="o", clip="/models/clip").text
+    assert (with_clip.kind, with_clip.path) == ("clip", "/models/clip")
 
 
 @pytest.mark.parametrize(("changes", "words"), [
@@ -129,7 +134,7 @@ def test_what_is_learned_from_does_not_depend_on_ranks_or_workers(parts, tmp_pat
 def test_cached_features_give_the_same_losses_as_pixels(parts, tmp_path):
     features = cached(parts, tmp_path / "cache", dtype="float32")
     pixels, cache = (
-        launch(small(parts, tmp_path / name, f"data.features={url}", "standardise=false"))
+        launch(small(parts, tmp_path / name, f"data.features={url}"))
         for name, url in (("pixels", ""), ("cached", features))
     )
     assert cache["last"]["loss"] == pytest.approx(pixels["last"]["loss"], rel=1e-4)
@@ -179,6 +184,29 @@ def test_the_exported_policy_acts_by_keys_not_by_places(parts, tmp_path):
     turned = Observation({"main": images["main"][::-1]}, state[::-1], ("pull", "push"), ("b", "a"))
     policy.reset(2)
     np.testing.assert_allclose(policy.act(turned)[::-1], first, atol=1e-5)
+
+
+def test_a_policy_whose_sentences_are_encoded_otherwise_is_refused(parts, tmp_path):
+    task = small(parts, tmp_path / "run").build_task()
+    mine = SentenceEncoder().digest
+    assert task.policy_config.text_digest == mine
+    foreign = task.policy_config.model_copy(update={"text_digest": "e" * 64})  # trained with other files in that folder
+    save_vpp(tmp_path / "export", task.build_model(), foreign, references=task.references, facts={}, inputs=())
+    with pytest.raises(InputError, match=f"sentences of encoder eeeeeeeeeeee, .* is {mine[:12]}"):
+        load_policy(tmp_path / "export")
+
+
+def test_where_features_lie_is_not_what_is_learned_but_what_they_are_is(parts, tmp_path):
+    here, there = (cached(parts, tmp_path / name) for name in ("here", "there"))
+    drawn = cached(parts, tmp_path / "drawn", dtype="float32")
+    runs = [small(parts, tmp_path / "run", f"data.features={url}") for url in (here, there, drawn)]
+    assert len({run.identity_digest() for run in runs}) == 1
+    digests = [run.build_task().data_digest for run in runs]
+    assert digests[0] == digests[1] != digests[2]
+    # A cache that is larger than its budget is read from the disk, with the same batches.
+    small_budget = override(runs[0], ["data.memory_bytes=1"])
+    first, second = (batches(run, steps=range(1))[0] for run in (runs[0], small_budget))
+    assert torch.equal(first.features, second.features)
 
 
 def test_a_policy_without_pictures_is_the_same_recipe(parts, tmp_path):

@@ -31,13 +31,15 @@ class PolicyDataConfig(Config):
 
     `least` actions must be left at a decision (VPP's CALVIN loader: 21 frames); `every` n-th frame is one; `share` of
     the episodes is used, drawn by `seed` (the papers' 10 % of annotations). `features` is a feature cache; empty:
-    features are computed for every batch. `proprioception` says whether the policy feels its own state.
+    features are computed for every batch; one of at most `memory_bytes` is held in memory by every process that trains.
+    `proprioception` says whether the policy feels its own state.
     """
 
     url: str
     split: Split | None = "train"
     validation_split: Split | None = "validation"
     features: str = ""
+    memory_bytes: int = Field(default=4 << 30, ge=0)
     least: int = Field(default=1, ge=1)
     every: int = Field(default=1, ge=1)
     share: float = Field(default=1.0, gt=0, le=1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from torch import nn
 
 from infra.digests import sha256_json
 from infra.errors import DataError, InputError
+from infra.storage import absolute
 from ingest.order import SampleOrder
 from ingest.reader import ShardDataset
 from training.callbacks.policy_validation import PolicyValidation
@@ -19,10 +22,11 @@ from training.data.episodes import ActionWindows
 from training.data.loader import step_loader
 from training.data.policy_windows import PolicyBatch, PolicyWindows, chosen_episodes
 from training.export_policies import save_vpp
-from training.feature_cache import FeatureCache
+from training.feature_cache import FeatureCache, load_feature_manifest
 from training.loop import Group
 from training.models.common.actions import ActionCodec
 from training.models.common.text import SentenceEncoder
+from training.models.policies import Moments
 from training.models.vpp import ActionDenoiserConfig, PolicyNetwork, VideoFormerConfig, VPPConfig
 from training.models.vpp.policy import goal_vectors
 from training.models.vpp.sampler import noise_levels
@@ -32,7 +36,10 @@ from training.providers import build_provider, provider_digest, references
 if TYPE_CHECKING:
     from training.recipes.vpp import VPPRunConfig
 
-STATISTICS_WINDOWS = 256  # decisions that channel statistics are taken from where no cache has them
+log = logging.getLogger(__name__)
+
+STATISTICS_WINDOWS = 256  # decisions that channel statistics are taken from, evenly spread
+CPU = torch.device("cpu")
 
 
 class VPPTask:
@@ -53,7 +60,11 @@ class VPPTask:
         self.provider_digest = provider_digest(config.provider) if config.provider else ""
         sources = [self._dataset.version, *(item.digest for item in self.references)]
         self.inputs: tuple[str, ...] = tuple(sources)
-        self.data_digest = sha256_json([self._dataset.version, self.provider_digest, config.data.split])
+        self.data_digest = sha256_json(
+            [self._dataset.version, self.provider_digest, config.data.split, self.text.digest, self._cache_version]
+        )
+        self._provider: tuple[torch.device, FeatureProvider] | None = None
+        self._rated: list[PolicyBatch] | None = None
 
     @property
     def references(self) -> tuple[Any, ...]:
@@ -66,21 +77,33 @@ class VPPTask:
         everything = self._windows.batch(np.arange(len(self._windows)))
         return ActionCodec.fit(self.config.codec, everything.actions, everything.proprioception, everything.mask)
 
-    @cached_property
-    def provider(self) -> FeatureProvider | None:
-        """Built when a feature is first computed here; a cache makes it unnecessary."""
-        return build_provider(self.config.provider) if self.config.provider else None
+    def provider_on(self, device: torch.device) -> FeatureProvider:
+        """Built when a feature is first computed here, where the head is; a cache makes it unnecessary."""
+        if self._provider is None or self._provider[0] != device:
+            self._provider = (device, build_provider(self.config.provider, device=device))
+        return self._provider[1]
+
+    @property
+    def _cache_version(self) -> str:
+        """What the cached features are besides the provider's: number of draws, rounding."""
+        return load_feature_manifest(absolute(self.config.data.features))[1] if self.config.data.features else ""
 
     @cached_property
     def cache(self) -> FeatureCache | None:
-        """The feature cache, checked to be of this data set and provider."""
+        """The feature cache, checked to be of this data set and provider; in memory where it fits the budget."""
         if not self.config.data.features:
             return None
         if self.config.provider is None:
             raise InputError("data.features is given, but there is no provider.", remedy="Leave data.features empty.")
         cache = FeatureCache(self.config.data.features)
         cache.require(data_version=self._dataset.version, provider_digest=self.provider_digest)
-        cache.preload()
+        if cache.num_bytes <= self.config.data.memory_bytes:
+            cache.preload()
+        else:
+            log.info(
+                "feature cache %s is %.1f GB, more than data.memory_bytes: it is read from where it lies",
+                *(cache.url, cache.num_bytes / 1e9),
+            )
         return cache
 
     @cached_property
@@ -90,8 +113,7 @@ class VPPTask:
             return None
         if self.cache is not None:
             return self.cache.feature_shape
-        assert self.provider is not None
-        return self.provider.feature_shape
+        return (self._provider[1] if self._provider else self.provider_on(CPU)).feature_shape
 
     @cached_property
     def text(self) -> SentenceEncoder:
@@ -136,6 +158,7 @@ class VPPTask:
             sampling=self.config.sampling,
             codec=self.codec,
             text=self.config.text,
+            text_digest=self.text.digest,
             provider=self.config.provider.to_json() if self.config.provider else {},
             provider_digest=self.provider_digest,
             cameras=self.cameras,
@@ -152,13 +175,10 @@ class VPPTask:
         assert isinstance(model, PolicyNetwork)
         if self.feature_shape is None or not self.config.standardise:
             return
-        if self.cache is not None:
-            model.set_statistics(*self.cache.moments())
-            return
+        device = model.feature_mean.device
         chosen = np.linspace(0, self.num_clips - 1, min(STATISTICS_WINDOWS, self.num_clips)).astype(int)
-        parts = [self._features(self._view.__getitems__([(0, number)])) for number in chosen.tolist()]
-        rows = torch.cat([part.flatten(0, -2) for part in parts if part is not None]).double()
-        model.set_statistics(rows.mean(dim=0).float(), rows.std(dim=0).clamp(min=1e-4).float())
+        parts = [self._features(self._view.__getitems__([(0, number)]), device) for number in chosen.tolist()]
+        model.set_statistics(*Moments.of(torch.cat([part for part in parts if part is not None])))
 
     def batches(
         self,
@@ -184,9 +204,9 @@ class VPPTask:
             yield [batch.part(at, at + micro_batch_size) for at in range(0, len(batch), micro_batch_size)]
 
     def loss(self, model: nn.Module, batch: PolicyBatch, device: torch.device) -> dict[str, torch.Tensor]:
-        """The denoiser's loss at the batch's own draws, a mean over the actions that exist."""
+        """The denoiser's loss at the batch's own draws."""
         assert isinstance(model, PolicyNetwork)
-        features = self._features(batch)
+        features = self._features(batch, device)
         tokens = model.tokens(None if features is None else features.to(device), len(batch))
         return {"loss": model.denoiser.loss(tokens, **self._arguments(model, batch, device))}
 
@@ -217,8 +237,8 @@ class VPPTask:
         assert isinstance(model, PolicyNetwork)
         device = model.feature_mean.device
         found: dict[str, list[float]] = {"loss": [], "action_mse": []}
-        for batch in self._held_out:
-            features = self._features(batch)
+        for batch in self._held_out_on(device):
+            features = batch.features
             tokens = model.tokens(None if features is None else features.to(device), len(batch))
             arguments = self._arguments(model, batch, device)
             loss = float(model.denoiser.loss(tokens, **arguments))
@@ -230,9 +250,9 @@ class VPPTask:
                 sigmas=noise_levels(self.config.sampling).to(device),
                 sampler=self.config.sampling.sampler,
             )
-            error = (sampled.cpu() - batch.targets).square().mean(dim=-1)[batch.mask].mean()
+            errors_BK = (sampled.cpu() - batch.targets).square().mean(dim=-1) * batch.mask
             found["loss"].append(loss * len(batch))
-            found["action_mse"].append(float(error) * len(batch))
+            found["action_mse"].append(float((errors_BK.sum(dim=1) / batch.mask.sum(dim=1)).sum()))
         count = sum(len(batch) for batch in self._held_out)
         return {name: sum(values) / count for name, values in found.items()}
 
@@ -294,27 +314,23 @@ class VPPTask:
         chosen = np.linspace(0, len(windows) - 1, count).astype(int).tolist()
         size = config.validation.batch_size
         parts = [chosen[at : at + size] for at in range(0, count, size)]
-        return [self._with_features(view.__getitems__([(0, number) for number in part])) for part in parts]
+        return [view.__getitems__([(0, number) for number in part]) for part in parts]
 
-    def _with_features(self, batch: PolicyBatch) -> PolicyBatch:
-        """Held-out features once, not at every look."""
-        tensors = batch.tensors()
-        tensors.pop("images", None)
-        features = self._features(batch)
-        return (
-            PolicyBatch(**tensors, texts=batch.texts)
-            if features is None
-            else PolicyBatch(**tensors, texts=batch.texts, features=features)
-        )
+    def _held_out_on(self, device: torch.device) -> list[PolicyBatch]:
+        """The held-out decisions with their features, computed once and not at every look."""
+        if self._rated is None:
+            self._rated = [
+                replace(batch, images=None, features=self._features(batch, device)) for batch in self._held_out
+            ]
+        return self._rated
 
-    def _features(self, batch: PolicyBatch) -> torch.Tensor | None:
+    def _features(self, batch: PolicyBatch, device: torch.device) -> torch.Tensor | None:
         if batch.features is not None:
             return batch.features
         if batch.images is None:
             return None
-        assert self.provider is not None
         views = {camera: batch.images[:, place].numpy() for place, camera in enumerate(self.cameras)}
-        return self.provider.features(views, batch.texts)
+        return self.provider_on(device).features(views, batch.texts)
 
     def _arguments(self, model: PolicyNetwork, batch: PolicyBatch, device: torch.device) -> dict[str, Any]:
         weights = self.config.loss_weights

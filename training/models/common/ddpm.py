@@ -92,14 +92,17 @@ class ChunkDiffusion(nn.Module):
         noise_BKD: torch.Tensor,
         mask_BK: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Mean squared error of the answer over the actions that exist (`mask` False: behind the end)."""
+        """Mean over clips of the answer's squared error over a clip's own actions (`mask` False: behind the end).
+
+        So a batch's loss is the mean of its parts' losses, however it is split.
+        """
         answer = self.network(self.noised(targets_BKD, noise_BKD, steps_B), steps_B, condition_BG).float()
         wanted = noise_BKD if self.config.prediction == "epsilon" else targets_BKD
         errors_BK = (answer - wanted).square().mean(dim=-1)
         if mask_BK is None:
             return errors_BK.mean()
         weights = mask_BK.to(errors_BK.dtype)
-        return (errors_BK * weights).sum() / weights.sum().clamp(min=1)
+        return ((errors_BK * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).mean()
 
     @torch.no_grad()
     def sample(self, condition_BG: torch.Tensor, unit_noise_BSKD: torch.Tensor) -> torch.Tensor:

@@ -78,6 +78,11 @@ class SentenceEncoder:
         self._tokenizer: Any = None
         self._cache: dict[str, torch.Tensor] = {}
 
+    @property
+    def digest(self) -> str:
+        """sha256 over the files that decide the vectors."""
+        return _folder_digest(Path(self.config.path) if self.config.kind == "clip" else _minilm_folder())
+
     def encode(self, sentences: Sequence[str]) -> torch.Tensor:
         """(B, dim) float32 on the CPU."""
         for sentence in sentences:

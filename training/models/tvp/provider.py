@@ -80,18 +80,19 @@ class VideoFeatures:
 
     @torch.no_grad()
     def features(
-        self, images: dict[str, Images], text: Sequence[str], *, unit_noise: torch.Tensor | None = None
+        self, images: dict[str, Images], text: Sequence[str], *, unit_noise: torch.Tensor | None = None, draw: int = 0
     ) -> torch.Tensor:
         """(B, T, N, C) float32 on the model's device; tokens row by row, one view behind the other.
 
-        `unit_noise` (1, B or V B; T of the model, C, h, w) is standard normal and replaces the provider's draw.
+        `unit_noise` (1, B or V B; T of the model, C, h, w) is standard normal and replaces the provider's own. `draw`
+        numbers that: 0 is the one a policy acts with, further ones are as it might have been drawn.
         """
         if missing := sorted(set(self.cameras) - set(images)):
             raise InputError(
                 f"features need camera {', '.join(missing)}, there are {sorted(images)}.", remedy="Give its pictures."
             )
         views = [images[camera] for camera in self.cameras]
-        noise = self._noise(views) if unit_noise is None else unit_noise
+        noise = self._noise(views, draw) if unit_noise is None else unit_noise
         count = len(views) * len(text)
         if len(noise) not in (1, count):
             noise = noise.repeat(len(views), 1, 1, 1, 1)  # one draw an observation serves all its views
@@ -118,16 +119,13 @@ class VideoFeatures:
         pooled = F.avg_pool2d(kept.flatten(0, 1), config.pool) if config.pool > 1 else kept.flatten(0, 1)
         return pooled.flatten(2).transpose(1, 2).unflatten(0, kept.shape[:2])
 
-    def _noise(self, views: Sequence[Images]) -> torch.Tensor:
+    def _noise(self, views: Sequence[Images], draw: int) -> torch.Tensor:
+        """(1 or V B, T, C, h, w): one for all observations, or one for every picture."""
         seed = self.config.noise_seed
         if self.config.noise == "fixed":
-            return self.draw(0)
+            return self._normal(counter_seed(seed, "fixed features", draw))
         keys = [hashlib.sha256(picture.tobytes()).hexdigest() for view in views for picture in view]
-        return torch.cat([self._normal(counter_seed(seed, "features", key)) for key in keys])
-
-    def draw(self, number: int) -> torch.Tensor:
-        """(1, T, C, h, w): one of the fixed draws of `noise_seed`; number 0 is the one that a policy acts with."""
-        return self._normal(counter_seed(self.config.noise_seed, "fixed features", number))
+        return torch.cat([self._normal(counter_seed(seed, "features", key, draw)) for key in keys])
 
     def _normal(self, seed: int) -> torch.Tensor:
         return torch.randn(1, *self._latent_shape(), generator=torch.Generator().manual_seed(seed))

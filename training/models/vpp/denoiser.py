@@ -121,16 +121,16 @@ class ActionDenoiser(nn.Module):
         mask: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Mean over existing elements of `weights` times the squared error of the network's output.
+        """Mean over clips of `weights` times the squared error of the network's output, over a clip's own actions.
 
-        tokens (B, Q, V), goal (B, 1, G), actions (B, K, A); `sigma` one level a clip and `noise` (B, K, A) are drawn
-        where absent, levels first. `weights` (A,) or broadcastable to (B, K, A); `mask` (B, K) False behind the end.
+        So a batch's loss is the mean of its parts' losses, however it is split. tokens (B, Q, V), goal (B, 1, G),
+        actions (B, K, A); `sigma` one level a clip and `noise` (B, K, A) are drawn where absent, levels first.
+        `weights` (A,) or broadcastable to (B, K, A); `mask` (B, K) False behind the end.
         """
-        error = self.squared_error(
-            tokens, goal, actions, proprioception=proprioception, sigma=sigma, noise=noise, generator=generator
-        )
-        error, exists = _weigh(error, weights, mask)
-        return error.mean() if exists is None else error.sum() / (exists.sum() * actions.shape[-1]).clamp(min=1)
+        return self.per_sample_loss(
+            tokens, goal, actions, proprioception=proprioception, sigma=sigma, noise=noise, weights=weights, mask=mask,
+            generator=generator,
+        ).mean()  # fmt: skip
 
     def per_sample_loss(
         self,

@@ -42,6 +42,7 @@ class VPPConfig(Config):
     sampling: SamplingConfig = SamplingConfig()
     codec: ActionCodec
     text: SentenceEncoderConfig = SentenceEncoderConfig()
+    text_digest: str = ""  # of the sentence encoder's files
     provider: dict[str, Any] = Field(default_factory=dict)
     provider_digest: str = ""
     cameras: tuple[str, ...] = ()
