@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
@@ -46,8 +47,14 @@ def call_flow(name: str, parameters: dict[str, Any], *, backend: str, shares_ray
     flow = getattr(module, name.replace("-", "_"))
     given = {key: value for key, value in parameters.items() if value not in (None, "")}
     chosen = backend or settings().backend
+    # Prefect sends itself SIGTERM again when a flow was stopped; its temporary server ends only with an orderly exit.
+    signal.signal(signal.SIGTERM, _leave)
     with _shared_ray() if shares_ray and chosen == "local" else contextlib.nullcontext():
         return flow(**given, **({"backend": backend} if backend else {}))
+
+
+def _leave(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
 
 
 @contextlib.contextmanager
