@@ -44,7 +44,7 @@ def latency_view(folder: str, artefacts: Mapping[str, str], *, model: str = "pol
         own = arms.get(model, {}).get("histogram", alone["histogram"])
         return LatencyView(
             sentence=_sentence(alone),
-            parts=tuple((arm_title(name), _ms(float(value))) for name, value in alone["parts_ms"].items()),
+            parts=_parts({name: float(value) for name, value in alone["parts_ms"].items()}),
             arms=tuple((arm_title(name), _row(arm)) for name, arm in arms.items() if "median_s" in arm),
             chart=_histogram(own),
         )
@@ -62,9 +62,16 @@ def _sentence(alone: Mapping[str, Any]) -> str:
     )
 
 
+def _parts(milliseconds: Mapping[str, float]) -> tuple[tuple[str, str], ...]:
+    """The longest first."""
+    return tuple(
+        (arm_title(name), _ms(value)) for name, value in sorted(milliseconds.items(), key=lambda part: -part[1])
+    )
+
+
 def _row(arm: Mapping[str, Any]) -> tuple[str, ...]:
     times = (_ms(1e3 * float(arm[name])) for name in ("median_s", "p95_s", "max_s"))
-    simulator = (_ms(float(arm[name])) for name in ("environment_step_ms", "picture_ms"))
+    simulator = (_ms(float(arm[name])) if arm[name] else "–" for name in ("environment_step_ms", "picture_ms"))
     return (str(arm["decisions"]), str(arm["batch_size"]), *times, *simulator)
 
 
