@@ -194,6 +194,32 @@ def test_nobody_there_and_wrong_addresses_are_one_line():
         RemotePolicy("ws://127.0.0.1:9?horizon=0")
 
 
+def test_a_server_that_refuses_says_what_to_set(monkeypatch):
+    monkeypatch.delenv("FOREFRAME_POLICY_TOKEN", raising=False)
+    refused, crowded = r"HTTP 401.*Set FOREFRAME_POLICY_TOKEN", r"HTTP 503.*lower batch_size"
+    with serving(Counting(), token="t") as (url, _), pytest.raises(ServiceError, match=refused):
+        RemotePolicy(url)
+    with serving(Counting(), max_connections=2) as (url, _), pytest.raises(ServiceError, match=crowded):
+        RemotePolicy(url).reset(3)
+
+
+def test_two_checkpoints_at_one_address_can_be_told_apart(foreign):
+    _, url = foreign
+    digests = {RemotePolicy(f"{url}?name={name}").digest for name in ("step-1000", "step-2000")}
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize("timing", [None, "soon", {"infer_ms": None}, {"infer_ms": "abc"}, {"infer_ms": float("nan")}])
+def test_timings_of_no_use_cost_nothing(timing):
+    server, url = started(Foreign(lambda _: {"actions": np.zeros((2, 4)), "server_timing": timing}))
+    try:
+        policy = RemotePolicy(url)
+        policy.act(seen(1))
+        assert policy.timings == {"server": 0.0}
+    finally:
+        server.shutdown()
+
+
 def test_a_server_that_dies_is_one_line():
     def once(connection) -> None:
         connection.send(msgpack.packb({}))

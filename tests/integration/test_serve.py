@@ -195,6 +195,34 @@ def test_the_robot_loop_asks_in_time_and_drops_what_is_too_old():
         assert patient.actions == [round(0.001 * (1 + step // 3), 4) for step in range(30)]
 
 
+def test_a_robot_is_not_hurried_after_a_wait():
+    from evaluation.serving.robot_loop import control
+
+    class Stalls(Counting):
+        def act(self, observed):
+            time.sleep(0.5 if self._decision == 1 else 0.0)
+            return super().act(observed)
+
+    class Robot:
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        def observe(self):
+            return observation()
+
+        def act(self, action) -> bool:
+            self.times.append(time.perf_counter())
+            return len(self.times) == 12
+
+    with serving(Stalls()) as (url, _), PolicyClient(url) as client:
+        robot = Robot()
+        control(robot, client, rate_hz=20, max_steps=40, ahead=0)
+    gaps = np.diff(robot.times)
+    assert gaps.max() > 0.4  # it waited
+    after = gaps[gaps.argmax() + 1 :]
+    assert after.sum() > 0.5 * 0.05 * len(after)  # and went on at its pace, not all missed steps at once
+
+
 def test_a_served_export_runs_as_a_command(tmp_path):
     import os
     import re
