@@ -158,7 +158,9 @@ def run(
 @app.command()
 def ingest(
     *,
-    corpus: Annotated[str, typer.Argument(help="Source format: folder, annotated or metaworld.")],
+    corpus: Annotated[
+        str, typer.Argument(help="Source format: annotated, folder, kinetics400, metaworld or something_something_v2.")
+    ],
     source: Annotated[str, typer.Argument(help="Folder or s3:// prefix of the corpus.")],
     out: Annotated[str, typer.Argument(help="Folder or s3:// prefix of the data set.")],
     layout: Annotated[str, typer.Option(help="frames (pictures) or video (H.264).")] = "frames",

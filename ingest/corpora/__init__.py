@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import ConfigError
-from ingest.corpora import annotated, folder, metaworld
+from ingest.corpora import annotated, folder, kinetics400, metaworld, something_something_v2
 from ingest.schema import Clip
 
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -30,7 +30,13 @@ class Corpus(Protocol):
         ...
 
 
-CORPORA: dict[str, Corpus] = {"annotated": annotated, "folder": folder, "metaworld": metaworld}
+CORPORA: dict[str, Corpus] = {
+    "annotated": annotated,
+    "folder": folder,
+    "kinetics400": kinetics400,
+    "metaworld": metaworld,
+    "something_something_v2": something_something_v2,
+}
 
 
 def corpus_module(name: str) -> Corpus:
