@@ -5,8 +5,6 @@ Without it the text is that of `NAME.txt` beside `NAME.mp4`, and the label is th
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -15,6 +13,7 @@ import numpy.typing as npt
 from infra.errors import InputError
 from infra.media import VIDEO_SUFFIXES
 from infra.storage import join, list_names, read_bytes
+from ingest.corpora.tables import read_table
 from ingest.schema import Clip, SourceVideo
 
 LABELS = "labels.csv"
@@ -36,7 +35,7 @@ def list_clips(root: str) -> list[Clip]:
 
 
 def read_trajectory(root: str, clip: Clip) -> dict[str, npt.NDArray[np.generic]]:
-    """A plain folder has no trajectories."""
+    """Videos alone have no trajectories."""
     raise InputError(f"{clip.source_id} in {root} has no trajectory.")
 
 
@@ -64,11 +63,7 @@ def _clip(root: str, name: str, labels: dict[str, dict[str, str]], captions: set
 
 def _read_labels(root: str) -> dict[str, dict[str, str]]:
     place = join(root, LABELS)
-    try:
-        text = read_bytes(place).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{place} is not UTF-8 text.") from None
-    rows = csv.DictReader(io.StringIO(text, newline=""), restval="")
-    if "path" not in (rows.fieldnames or ()):
+    columns, rows = read_table(place)
+    if "path" not in columns:
         raise InputError(f"{place} has no column 'path'.", remedy="Its first line must be: path,text,label")
     return {row["path"]: row for row in rows}

@@ -9,20 +9,21 @@ A row without a file is listed too: Kinetics loses videos every year, and the le
 
 from __future__ import annotations
 
-import csv
-import io
+import math
+import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from infra.errors import InputError
-from infra.storage import join, list_names, read_bytes
-from ingest.corpora.folder import is_video
+from infra.storage import join, list_names
+from ingest.corpora.folder import is_video, read_trajectory
+from ingest.corpora.tables import read_table
 from ingest.schema import Clip, SourceVideo
 
+__all__ = ["list_clips", "read_trajectory"]
+
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a video; it becomes part of a path
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 SPLITS = ("train", "val", "validate", "validation", "test")
 
@@ -44,11 +45,6 @@ def list_clips(root: str) -> list[Clip]:
     return sorted({clip.source_id: clip for clip in found}.values(), key=lambda clip: clip.source_id)
 
 
-def read_trajectory(root: str, clip: Clip) -> dict[str, npt.NDArray[np.generic]]:
-    """Kinetics has no trajectories."""
-    raise InputError(f"{clip.source_id} in {root} has no trajectory.")
-
-
 def _in_class_folder(name: str) -> Clip | None:
     parts = PurePosixPath(name).parts
     if len(parts) < 2:
@@ -60,15 +56,10 @@ def _in_class_folder(name: str) -> Clip | None:
 
 
 def _rows(root: str, table: str, videos: list[str]) -> Iterator[Clip]:
-    place = join(root, table)
-    try:
-        text = read_bytes(place).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{place} is not UTF-8 text.") from None
-    rows = csv.DictReader(io.StringIO(text, newline=""), restval="")
-    if not set(COLUMNS) <= set(rows.fieldnames or ()):
+    columns, rows = read_table(join(root, table))
+    if not set(COLUMNS) <= set(columns):
         raise InputError(
-            f"{place} has columns {', '.join(rows.fieldnames or ()) or 'none'}.",
+            f"{join(root, table)} has columns {', '.join(columns) or 'none'}.",
             remedy=f"Kinetics' annotations have {', '.join(COLUMNS)}; put other tables elsewhere.",
         )
     by_stem = {PurePosixPath(name).stem: name for name in videos}
@@ -80,14 +71,23 @@ def _of_row(row: dict[str, str], table: str, by_stem: dict[str, str]) -> Clip:
     label, video = row["label"].strip(), row["youtube_id"].strip()
     split = (row.get("split") or PurePosixPath(table).stem).strip()
     known: dict[str, Any] = {"text": label, "label": label, "metadata": {"youtube_id": video, "source_split": split}}
-    try:
-        start, end = float(row["time_start"]), float(row["time_end"])
-    except ValueError:
-        problem = f"{table}: seconds {row['time_start']!r} to {row['time_end']!r} of {video} are no numbers"
-        return Clip(source_id=f"{video}_{row['time_start']}_{row['time_end']}", videos=(), problem=problem, **known)
+    start, end = _seconds(row["time_start"]), _seconds(row["time_end"])
+    if start is None or end is None or start >= end or not PLAIN_NAME.fullmatch(video):
+        said = f"{video!r}, seconds {row['time_start']!r} to {row['time_end']!r}"
+        source_id = f"{video}_{row['time_start']}_{row['time_end']}"
+        return Clip(source_id=source_id, videos=(), problem=f"{table} has a row of {said}: no video's span", **known)
     stem = f"{video}_{round(start):06d}_{round(end):06d}"
     if (cut := by_stem.get(stem)) is not None:
         return Clip(source_id=stem, videos=(SourceVideo(path=cut),), **known)
     whole = by_stem.get(video)
     span: dict[str, Any] = {"start_s": start, "end_s": end} if whole else {}
     return Clip(source_id=stem, videos=(SourceVideo(path=whole or f"{stem}.mp4"),), **span, **known)
+
+
+def _seconds(text: str) -> float | None:
+    """A time from 0 on; None for anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and value >= 0 else None

@@ -7,17 +7,18 @@ The sentence is `label`, the class is `template` without its brackets. The split
 from __future__ import annotations
 
 import json
+import re
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from infra.errors import InputError
 from infra.storage import join, list_names, read_bytes
-from ingest.corpora.folder import is_video
+from ingest.corpora.folder import is_video, read_trajectory
 from ingest.schema import Clip, SourceVideo
 
+__all__ = ["list_clips", "read_trajectory"]
+
+PLAIN_NAME = re.compile(r"[0-9A-Za-z_-]+")  # of a video; it becomes part of a path
 SPLITS = ("train", "validation", "test")
 
 
@@ -43,11 +44,6 @@ def list_clips(root: str) -> list[Clip]:
     return sorted(clips + strays, key=lambda clip: clip.source_id)
 
 
-def read_trajectory(root: str, clip: Clip) -> dict[str, npt.NDArray[np.generic]]:
-    """Something-Something has no trajectories."""
-    raise InputError(f"{clip.source_id} in {root} has no trajectory.")
-
-
 def _split_of(name: str) -> str | None:
     """The split of a label file's name, None for another file (`labels.json` lists the classes)."""
     path = PurePosixPath(name)
@@ -68,6 +64,8 @@ def _read_labels(root: str, name: str) -> list[dict[str, Any]]:
 
 
 def _clip(number: str, split: str, item: dict[str, Any], videos: dict[str, str]) -> Clip:
+    if not PLAIN_NAME.fullmatch(number):
+        return Clip(source_id=number, videos=(), problem=f"the label file of {split} has the id {number!r}")
     template = str(item.get("template", "")).replace("[", "").replace("]", "")
     metadata: dict[str, Any] = {"source_split": split}
     if isinstance(item.get("placeholders"), list):

@@ -28,7 +28,6 @@ from training.optim import Schedule
 from training.previews import contact_sheet, side_by_side, spread_clips, write_previews
 from training.protocols import VideoPredictor
 from training.recipes import tvp
-from training.recipes.sources import clip_sources, with_latents
 from training.session import new_state, train
 
 CPU = torch.device("cpu")
@@ -371,16 +370,6 @@ def test_videos_of_odd_sides_get_even_canvases_and_unequal_ones_are_refused():
     assert np.array_equal(sheet[32:97, 67:132], ramp[2])
     with pytest.raises(ConfigError, match="different shapes"):
         side_by_side({"a": ramp, "b": ramp[:2]})
-
-
-def test_addresses_become_sources_named_after_their_folders():
-    sources = clip_sources(["/a/bridge", "s3://b/rt1", "/c/rt1"])
-    assert [source.name for source in sources] == ["bridge", "s3://b/rt1", "/c/rt1"]
-    assert with_latents(sources[:1], {"/a/bridge": "/cache"})[0].latents == "/cache"
-    with pytest.raises(ConfigError, match="/c/rt1"):
-        with_latents(sources, {"/a/bridge": "/cache"})
-    with pytest.raises(ConfigError, match="no data set"):
-        clip_sources([])
 
 
 def test_every_kind_of_training_job_is_known(parts, tmp_path):

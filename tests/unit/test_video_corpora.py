@@ -65,11 +65,16 @@ def test_another_table_is_named(tmp_path: Path, rows: str, words: str) -> None:
         kinetics400.list_clips(str(tmp_path))
 
 
-def test_a_row_without_numbers_is_a_refused_clip_not_a_refused_corpus(tmp_path: Path) -> None:
-    (tmp_path / "train.csv").write_text(KINETICS_ROWS.replace(",1,3,", ",one,3,"))
-    clips = {clip.source_id: clip for clip in kinetics400.list_clips(str(tmp_path))}
-    assert "seconds 'one' to '3' of ---QUuC4vJs are no numbers" in clips["---QUuC4vJs_one_3"].problem
-    assert len(clips) == 3
+@pytest.mark.parametrize("row", ["---QUuC4vJs,one,3", "---QUuC4vJs,nan,3", "---QUuC4vJs,3,1", "../outside,1,3", ",1,3"])
+def test_a_row_of_no_span_is_a_refused_clip_not_a_refused_corpus(tmp_path: Path, row: str) -> None:
+    make_video(tmp_path / "outside_000001_000003.mp4")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "train.csv").write_text(KINETICS_ROWS.replace("---QUuC4vJs,1,3", row))
+    clips = {clip.source_id: clip for clip in kinetics400.list_clips(str(corpus))}
+    refused = clips[row.replace(",", "_")]
+    assert len(clips) == 3 and "no video's span" in refused.problem
+    assert not refused.videos  # nothing outside the corpus is ever opened
 
 
 def test_something_something_has_sentences_classes_and_placeholders(tmp_path: Path) -> None:
@@ -90,6 +95,15 @@ def test_something_something_has_sentences_classes_and_placeholders(tmp_path: Pa
     assert clips["42326"].videos[0].path == "42326.webm"  # named, but not there: the ledger will say so
     stray = clips["20bn-something-something-v2/999.mp4"]
     assert stray.problem == "no label file names this video"
+
+
+def test_an_id_that_leaves_the_corpus_is_refused(tmp_path: Path) -> None:
+    make_video(tmp_path / "outside.webm")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "train.json").write_text('[{"id":"../outside","label":"x","template":"X"}]')
+    (clip,) = something_something_v2.list_clips(str(corpus))
+    assert clip.problem and not clip.videos
 
 
 @pytest.mark.parametrize(("content", "words"), [
