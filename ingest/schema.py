@@ -13,29 +13,47 @@ DEFAULT_CAMERA = "main"
 Layout = Literal["frames", "video"]
 
 ReasonCode = Literal[
+    "not_found",  # the corpus names a file that is not there, or an address answers so
     "empty",  # zero bytes
     "not_video",  # content is no container we accept, whatever the name says
+    "hostile_container",  # a playlist or script that would make a decoder open other files or addresses
     "truncated",  # the container or stream ends early
     "short_decode",  # decoded fewer frames than the container or the annotation declares
+    "wrong_duration",  # the container declares another length than its frames have, or the clip's seconds lie outside
     "no_video_stream",
     "too_large",  # pixels x frames beyond the recipe's bound
     "bad_timestamps",
     "bad_annotation",  # the sidecar is missing, malformed, or disagrees with the video
     "duplicate",  # same content hash as an earlier clip
+    "near_duplicate",  # looks like an earlier clip; only where the recipe asks for this filter
+    "frozen",  # nothing moves in too much of it; only where the recipe asks for this filter
+    "black",  # too much of it is black; only where the recipe asks for this filter
+    "download_refused",  # an address that is not asked: private network, unknown scheme, too many redirects
+    "download_failed",  # the server or the network failed, after the bounded retries
     "crash",  # the decoder died in the isolated second attempt
     "timeout",  # the decoder hung in the isolated second attempt
-    "unreadable",  # the source could not be read from storage
-    "decode_error",  # any other typed decoder error
+    "unreadable",  # the source is there but cannot be read, or is not the one that was planned
+    "decode_error",  # undecodable: any other typed decoder error
 ]
+# Decisions about sound sources: listed in the ledger like failures, but no fault of the corpus.
+DECISIONS = frozenset({"duplicate", "near_duplicate", "frozen", "black"})
 
 
 class SourceVideo(Config):
-    """A file as it came, identified by content. `path` is relative to the corpus root."""
+    """One camera's pictures as they came, identified by content. `path` is relative to the corpus root.
+
+    `start_s`/`end_s` are the half-open seconds of the file that are this camera's, where several clips share a file
+    and each camera has its own place in its own (they go before the clip's). `pictures` says that there is no video
+    file: the corpus module reads the frames one by one, and `path` names where they begin.
+    """
 
     camera: str = DEFAULT_CAMERA
     path: str
     sha256: str = ""  # empty until planned
     size_bytes: int = 0
+    start_s: float | None = None
+    end_s: float | None = None
+    pictures: bool = False
 
 
 class Clip(Config):
@@ -58,7 +76,13 @@ class Clip(Config):
 
 
 class CameraRecord(Config):
-    """One camera's stored frames. `frame_numbers[i]` is the source frame stored as frame index i; None means i."""
+    """One camera's stored frames. `frame_numbers[i]` is the source frame stored as frame index i; None means i.
+
+    Source frames count from the start of the clip's part of the file. `length` says what the number of frames was held
+    against: the container's own count, the corpus's annotation, or nothing (a WebM without annotation declares none).
+    `motion` and `brightness` are mean luma levels (0 to 255): how much a pixel changes between stored frames, and how
+    light it is.
+    """
 
     source: SourceVideo
     width: int
@@ -66,6 +90,9 @@ class CameraRecord(Config):
     fps: float
     num_frames: int
     frame_numbers: tuple[int, ...] | None = None
+    length: Literal["declared", "annotated", "unverified"] = "declared"
+    motion: float | None = None
+    brightness: float | None = None
 
 
 class SampleRecord(Config):
@@ -92,7 +119,7 @@ class Failure(Config):
     source_id: str
     path: str
     sha256: str
-    stage: Literal["plan", "read", "probe", "decode", "encode", "annotation"]
+    stage: Literal["download", "plan", "read", "probe", "decode", "encode", "annotation", "filter"]
     reason: ReasonCode
     message: str
 

@@ -22,21 +22,43 @@ MAX_LISTED = 200
 MAX_SAMPLES = 12
 SAMPLE_SIDE = 220
 # A file refused for one of these has no picture to show, or hurt the decoder once already.
-NO_PICTURE = frozenset({"empty", "not_video", "no_video_stream", "too_large", "crash", "timeout", "unreadable"})
+NO_PICTURE = frozenset(
+    {
+        "not_found",
+        "hostile_container",
+        "download_refused",
+        "download_failed",
+        "empty",
+        "not_video",
+        "no_video_stream",
+        "too_large",
+        "crash",
+        "timeout",
+        "unreadable",
+    }
+)
 
 REASON_WORDS = {
+    "not_found": "there is no such file or address",
     "empty": "the file holds no bytes",
     "not_video": "the content is no accepted video container, whatever the name says",
+    "hostile_container": "a playlist or script that would open other files or addresses",
     "truncated": "the container or stream ends early",
     "short_decode": "fewer frames decoded than declared",
+    "wrong_duration": "its length is not the declared one, or the clip lies outside of it",
     "no_video_stream": "no video stream inside",
     "too_large": "pixels times frames exceed the recipe's bound",
     "bad_timestamps": "timestamps do not increase",
     "bad_annotation": "the annotation is missing, malformed or disagrees with the video",
     "duplicate": "same content as an earlier clip",
+    "near_duplicate": "looks like an earlier clip (a filter that the recipe asked for)",
+    "frozen": "nothing moves in too much of it (a filter that the recipe asked for)",
+    "black": "too much of it is black (a filter that the recipe asked for)",
+    "download_refused": "an address that is not asked: private network, scheme, redirects",
+    "download_failed": "server or network failed after the bounded retries",
     "crash": "the decoder died in the isolated second attempt",
     "timeout": "the decoder hung in the isolated second attempt",
-    "unreadable": "storage could not deliver the file",
+    "unreadable": "storage could not deliver the file, or it is not the planned one",
     "decode_error": "any other decoder error",
 }
 

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import ConfigError
+from infra.media_pictures import Pictures
 from ingest.corpora import annotated, folder, kinetics400, metaworld, something_something_v2
-from ingest.schema import Clip
+from ingest.schema import Clip, SourceVideo
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -27,6 +28,14 @@ class Corpus(Protocol):
 
     def read_trajectory(self, root: str, clip: Clip) -> Arrays:
         """Arrays of a clip with a `trajectory`, first axis time (T or T - 1). Raises `InputError`."""
+        ...
+
+
+class PictureCorpus(Corpus, Protocol):
+    """A corpus some of whose cameras are `pictures`: frames stored one by one instead of video files."""
+
+    def read_pictures(self, root: str, clip: Clip, video: SourceVideo) -> Pictures:
+        """All frames of one camera of a clip, read lazily. Raises `InputError`, also while iterating."""
         ...
 
 
