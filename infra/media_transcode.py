@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -12,10 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from infra.media import DEFAULT_LIMITS, MediaError, VideoLimits, fit, scan
-from infra.media_decode import decode_planes, diagnose, upright_size
+from infra.media import DEFAULT_LIMITS, MediaError, Timeline, VideoLimits, fit, scan
+from infra.media_decode import Planes, decode_planes, diagnose, upright_size
 from infra.media_encode import DEFAULT_H264, H264Settings, encode_jpeg_planes, h264_of_planes
 from infra.media_ffmpeg import FfmpegJob, ffmpeg_h264, ffmpeg_planes, ffmpeg_version
+
+LUMA_GRID = 8  # pixels between those that are looked at
+LEAST_SHARE_OF_PART = 0.5  # of the seconds a corpus names, the file must have at least that share
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,29 @@ class TranscodeSettings:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Frames `first` to `end` (None: the last) of the part `start_s` to `end_s` of a file (None: all of it).
+
+    Seconds count from the file's first frame, frames from the part's.
+    """
+
+    first: int = 0
+    end: int | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+WHOLE = Span()
+
+
+@dataclass(frozen=True)
 class Transcoded:
     """Stored bytes of one camera: JPEGs in order, or a single MP4.
 
-    `timestamps_s` (N,) are the source times of the stored frames since the source's first frame.
+    `source_frames` and `frame_numbers` count within the part. `timestamps_s` (N,) are the source times of the stored
+    frames since the part's first one. `brightness` (N,) and `change` (N - 1,) are luma levels from 0 to 255: a stored
+    frame's mean, and the mean difference to the one before. `declares_length`: the container says how many frames it
+    has. `seconds` tells where the time went; it differs from run to run.
     """
 
     members: tuple[bytes, ...]
@@ -48,35 +73,73 @@ class Transcoded:
     source_frames: int
     frame_numbers: tuple[int, ...]
     timestamps_s: npt.NDArray[np.float64]
+    brightness: npt.NDArray[np.float64]
+    change: npt.NDArray[np.float64]
+    declares_length: bool
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
-def transcode(path: Path, settings: TranscodeSettings, *, span: tuple[int, int | None] = (0, None)) -> Transcoded:
+def transcode(path: Path, settings: TranscodeSettings, *, span: Span = WHOLE) -> Transcoded:
     """Decode, scale and encode the frames of the span. Raises `MediaError`."""
-    timeline = scan(path, limits=settings.limits)
-    first, end = span[0], timeline.num_frames if span[1] is None else span[1]
-    if not 0 <= first < end <= timeline.num_frames:
-        raise MediaError("short_decode", f"frames {first} to {end} are not all in a video of {timeline.num_frames}")
+    started = time.perf_counter()
+    timeline = timeline_of(path, settings.limits)
+    offset, count = part_of(timeline, span)
+    first, end = span.first, count if span.end is None else span.end
+    if not 0 <= first < end <= count:
+        raise MediaError("short_decode", f"frames {first} to {end} are not all in a video of {count}")
     size = upright_size(path, limits=settings.limits)
     width, height = fit(*size, settings.short_side, even=settings.layout == "video")
-    job = FfmpegJob(
-        path, timeline, (width, height), (first, end), settings.stride, settings.hwaccel, settings.timeout_s
-    )
+    place = (offset + first, offset + end)
+    job = FfmpegJob(path, timeline, (width, height), place, settings.stride, settings.hwaccel, settings.timeout_s)
+    scanned, meter = time.perf_counter(), _Meter(full_range=settings.layout == "frames")
     try:
-        members = _jpegs(job, settings) if settings.layout == "frames" else _mp4(job, settings)
+        members = _jpegs(job, settings, meter) if settings.layout == "frames" else _mp4(job, settings, meter)
     except MediaError as error:
         if settings.engine == "pyav" or error.reason != "decode_error":
             raise
         raise diagnose(path, timeline, error.message, limits=settings.limits) from None
-    numbers = tuple(job.frame_numbers)
+    numbers = np.asarray(job.frame_numbers)
+    total = time.perf_counter() - scanned
     return Transcoded(
         members=members,
         width=width,
         height=height,
         fps=timeline.info.fps / settings.stride,
-        source_frames=timeline.num_frames,
-        frame_numbers=numbers,
-        timestamps_s=timeline.timestamps_s[list(numbers)],
+        source_frames=count,
+        frame_numbers=tuple((numbers - offset).tolist()),
+        timestamps_s=timeline.timestamps_s[numbers] - timeline.timestamps_s[offset],
+        brightness=np.asarray(meter.brightness),
+        change=np.asarray(meter.change),
+        declares_length=timeline.info.declared_frames is not None,
+        seconds={"probe": scanned - started, "decode": meter.seconds, "encode": total - meter.seconds},
     )
+
+
+def timeline_of(path: Path, limits: VideoLimits = DEFAULT_LIMITS) -> Timeline:
+    """`scan`, remembered: many clips may share one long file. Raises `MediaError`."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise MediaError("not_found", f"the file cannot be read: {error.strerror}") from None
+    return _scanned(path, limits, status.st_mtime_ns, status.st_size)
+
+
+def part_of(timeline: Timeline, span: Span) -> tuple[int, int]:
+    """(first frame, number of frames) of the span's part; a frame belongs where its time is, give or take half a frame.
+
+    Raises `MediaError`: `wrong_duration` where the file has less than half of the part.
+    """
+    if span.start_s is None and span.end_s is None:
+        return 0, timeline.num_frames
+    times, half = timeline.timestamps_s, 0.5 / timeline.info.fps
+    start, end = span.start_s or 0.0, span.end_s
+    first = int(np.searchsorted(times, start - half))
+    stop = timeline.num_frames if end is None else int(np.searchsorted(times, end - half))
+    length_s = float(times[-1]) + 2 * half
+    if stop <= first or (end is not None and length_s - start < LEAST_SHARE_OF_PART * (end - start)):
+        asked = f"{start:.2f} s to {'its end' if end is None else f'{end:.2f} s'}"
+        raise MediaError("wrong_duration", f"the clip is {asked} of a video that ends at {length_s:.2f} s")
+    return first, stop - first
 
 
 def engine_fingerprint(engine: str) -> dict[str, str]:
@@ -89,36 +152,67 @@ def engine_fingerprint(engine: str) -> dict[str, str]:
     return versions
 
 
-def _jpegs(job: FfmpegJob, settings: TranscodeSettings) -> tuple[bytes, ...]:
-    if settings.engine == "ffmpeg":
-        frames = ffmpeg_planes(job)
-    else:
-        frames = decode_planes(
-            job.path,
-            job.timeline,
-            size=job.size,
-            full_range=True,
-            span=job.span,
-            stride=job.stride,
-            limits=settings.limits,
-        )
-    return tuple(encode_jpeg_planes(planes, quality=settings.jpeg_quality) for planes in frames)
+class _Meter:
+    """Looks at every stored frame on its way to the encoder, and at the clock."""
+
+    def __init__(self, *, full_range: bool) -> None:
+        self.brightness: list[float] = []
+        self.change: list[float] = []
+        self.seconds = 0.0
+        self._black, self._scale = (0, 1.0) if full_range else (16, 255 / 219)
+        self._last: npt.NDArray[np.int16] | None = None
+
+    def pass_on(self, frames: Iterable[Planes]) -> Iterator[Planes]:
+        """The frames as they come; the time their source takes is counted."""
+        source = iter(frames)
+        while True:
+            started = time.perf_counter()
+            planes = next(source, None)
+            self.seconds += time.perf_counter() - started
+            if planes is None:
+                return
+            self._look(planes)
+            yield planes
+
+    def _look(self, planes: Planes) -> None:
+        grid = planes.y[::LUMA_GRID, ::LUMA_GRID].astype(np.int16)
+        self.brightness.append(max(0.0, float(grid.mean()) - self._black) * self._scale)
+        if self._last is not None:
+            self.change.append(float(np.abs(grid - self._last).mean()) * self._scale)
+        self._last = grid
 
 
-def _mp4(job: FfmpegJob, settings: TranscodeSettings) -> tuple[bytes, ...]:
+@lru_cache(maxsize=8)
+def _scanned(path: Path, limits: VideoLimits, _modified_ns: int, _size: int) -> Timeline:
+    return scan(path, limits=limits)
+
+
+def _jpegs(job: FfmpegJob, settings: TranscodeSettings, meter: _Meter) -> tuple[bytes, ...]:
+    frames = ffmpeg_planes(job) if settings.engine == "ffmpeg" else _planes(job, settings)
+    return tuple(encode_jpeg_planes(planes, quality=settings.jpeg_quality) for planes in meter.pass_on(frames))
+
+
+def _mp4(job: FfmpegJob, settings: TranscodeSettings, meter: _Meter) -> tuple[bytes, ...]:
     fps = job.timeline.info.fps / settings.stride
     if settings.engine == "ffmpeg":
         data = ffmpeg_h264(job, fps=fps, settings=settings.h264, encoder=settings.video_encoder)
-        if (stored := scan(data).num_frames) != len(job.frame_numbers):
-            raise MediaError("short_decode", f"ffmpeg stored {stored} of {len(job.frame_numbers)} frames")
+        stored = scan(data)
+        if stored.num_frames != len(job.frame_numbers):
+            raise MediaError("short_decode", f"ffmpeg stored {stored.num_frames} of {len(job.frame_numbers)} frames")
+        for _ in meter.pass_on(decode_planes(data, stored, size=job.size, full_range=False)):
+            pass  # its frames never passed through this process
         return (data,)
-    frames = decode_planes(
+    frames = meter.pass_on(_planes(job, settings))
+    return (h264_of_planes(frames, fps=fps, size=job.size, settings=settings.h264),)
+
+
+def _planes(job: FfmpegJob, settings: TranscodeSettings) -> Iterator[Planes]:
+    return decode_planes(
         job.path,
         job.timeline,
         size=job.size,
-        full_range=False,
+        full_range=settings.layout == "frames",
         span=job.span,
         stride=job.stride,
         limits=settings.limits,
     )
-    return (h264_of_planes(frames, fps=fps, size=job.size, settings=settings.h264),)

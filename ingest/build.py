@@ -23,9 +23,10 @@ from infra.media_transcode import engine_fingerprint
 from infra.storage import create_only, is_remote, join, list_names, remove, write_json
 from ingest.isolate import transcode_here, transcode_isolated
 from ingest.plan import PlannedShard
+from ingest.reader import default_cache
 from ingest.receipt import publish_shard, sweep_workspaces, workspace
 from ingest.recipe import IngestConfig
-from ingest.sample import ClipError, Encode, build_sample
+from ingest.sample import ClipError, Encode, Workshop, build_sample
 from ingest.schema import Failure, Receipt, SampleRecord, shard_name
 from ingest.shard import ShardSummary, ShardWriter
 from ingest.watchdog import deadline
@@ -45,8 +46,9 @@ def build_shard(planned: PlannedShard, config: IngestConfig, *, plan_id: str, ru
     started = time.monotonic()
     with _attempt(config.output, planned.shard, run_id) as attempt, workspace(config.output, planned.shard) as folder:
         encode = _encoder(config, isolated=attempt > 0)
+        shop = Workshop(config.source, config.corpus, config.recipe, encode, default_cache())
         tar = folder / f"{shard_name(planned.shard)}.tar"
-        summary, tally, seconds = _write_tar(tar, planned, config, encode)
+        summary, tally, seconds = _write_tar(tar, planned, shop)
         receipt = Receipt(
             shard=planned.shard,
             plan_id=plan_id,
@@ -62,13 +64,12 @@ def build_shard(planned: PlannedShard, config: IngestConfig, *, plan_id: str, ru
             engine=engine_fingerprint(config.recipe.engine),
             statistics=tally.statistics(),
         )
-        publish_shard(tar, config.output, receipt, stage="ingest")
-    _write_log(config.output, receipt, attempt=attempt, started=started, seconds=seconds)
+        with _clocked(shop.seconds, "commit"):
+            publish_shard(tar, config.output, receipt, stage="ingest")
+    stages = {name: round(value, 4) for name, value in sorted(shop.seconds.items())}
+    times = {"seconds": round(time.monotonic() - started, 3), "stages": stages, "seconds_per_clip": seconds}
+    _write_log(config.output, receipt, attempt=attempt, times=times)
     return receipt
-
-
-def _sorted(failures: tuple[Failure, ...]) -> tuple[Failure, ...]:
-    return tuple(sorted(failures, key=lambda failure: (failure.source_id, failure.key)))
 
 
 class Tally:
@@ -77,7 +78,9 @@ class Tally:
     def __init__(self) -> None:
         self.failures: list[Failure] = []
         self.num_frames = 0
-        self._counts: dict[str, Counter[str]] = {name: Counter() for name in ("size", "fps", "label", "split")}
+        self._counts: dict[str, Counter[str]] = {
+            name: Counter() for name in ("size", "fps", "length", "label", "split")
+        }
         self._milliseconds = 0
 
     def add(self, record: SampleRecord) -> None:
@@ -86,6 +89,7 @@ class Tally:
             self.num_frames += camera.num_frames
             self._counts["size"][f"{camera.width}x{camera.height}"] += 1
             self._counts["fps"][f"{camera.fps:g}"] += 1
+            self._counts["length"][camera.length] += 1
         camera = next(iter(record.cameras.values()))
         self._milliseconds += round(1000 * camera.num_frames / camera.fps)
         self._counts["label"][record.label] += 1
@@ -97,26 +101,32 @@ class Tally:
         return {"milliseconds": self._milliseconds, **counts}
 
 
-def _write_tar(
-    tar: Path, planned: PlannedShard, config: IngestConfig, encode: Encode
-) -> tuple[ShardSummary, Tally, dict[str, float]]:
+def _write_tar(tar: Path, planned: PlannedShard, shop: Workshop) -> tuple[ShardSummary, Tally, dict[str, float]]:
     tally, seconds = Tally(), dict[str, float]()
     with ShardWriter(tar) as writer:
         for clip in planned.clips:
             started = time.monotonic()
             try:
-                record, members = build_sample(
-                    clip, root=config.source, corpus=config.corpus, layout=config.recipe.layout, encode=encode
-                )
+                record, members = build_sample(clip, shop)
             except ClipError as error:
                 tally.failures.append(error.failure)
                 log.info("%s refused: %s (%s)", clip.clip.source_id, error.failure.reason, error.failure.message)
             else:
-                writer.add(clip.key, members)
+                with _clocked(shop.seconds, "write"):
+                    writer.add(clip.key, members)
                 tally.add(record)
             seconds[clip.key] = round(time.monotonic() - started, 4)
             fault_point("ingest.after_clip")
-    return writer.close(), tally, seconds
+        with _clocked(shop.seconds, "write"):
+            summary = writer.close()
+    return summary, tally, seconds
+
+
+@contextlib.contextmanager
+def _clocked(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[stage] += time.perf_counter() - started
 
 
 def _encoder(config: IngestConfig, *, isolated: bool) -> Encode:
@@ -165,13 +175,7 @@ def sweep(output: str, *, complete: bool) -> None:
         (Path(output) / ATTEMPTS).rmdir()
 
 
-def _write_log(output: str, receipt: Receipt, *, attempt: int, started: float, seconds: dict[str, float]) -> None:
+def _write_log(output: str, receipt: Receipt, *, attempt: int, times: dict[str, Any]) -> None:
     """What differs from run to run: beside the receipt, hashed by nothing."""
-    record = {
-        "attempt": attempt,
-        "host": socket.gethostname(),
-        "finished_unix_s": round(time.time(), 3),
-        "seconds": round(time.monotonic() - started, 3),
-        "seconds_per_clip": seconds,
-    }
+    record = {"attempt": attempt, "host": socket.gethostname(), "finished_unix_s": round(time.time(), 3), **times}
     write_json(join(output, f"{shard_name(receipt.shard)}.log.json"), record)

@@ -15,8 +15,8 @@ import resource
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,25 @@ import numpy as np
 from infra.faults import fault_point
 from infra.media import MediaError, VideoInfo, VideoLimits, probe
 from infra.media_encode import H264Settings
-from infra.media_transcode import Transcoded, TranscodeSettings, transcode
+from infra.media_fingerprint import fingerprint
+from infra.media_transcode import Span, Transcoded, TranscodeSettings, transcode
 from infra.supervise import Outcome, run
 
 REQUEST, RESULT, MEMBERS = "request.json", "result.json", "members.bin"
 PROBE_TIMEOUT_S = 60.0
+PART_TIMEOUT_S = 5.0
 MAX_FILE_BYTES = 16 << 30
 OUT_OF_MEMORY = 3  # exit code of a child that ran into its memory limit
 PROJECT = Path(__file__).resolve().parents[1]
-Span = tuple[int, int | None]
+ARRAYS = ("timestamps_s", "brightness", "change")
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A file's header, and what each of the parts asked about looks like ("" where it cannot be decoded)."""
+
+    info: VideoInfo
+    fingerprints: tuple[str, ...] = ()
 
 
 def transcode_here(path: Path, settings: TranscodeSettings, span: Span) -> Transcoded:
@@ -44,7 +54,7 @@ def transcode_here(path: Path, settings: TranscodeSettings, span: Span) -> Trans
 
 def transcode_isolated(path: Path, settings: TranscodeSettings, span: Span, *, memory_bytes: int) -> Transcoded:
     """`transcode_here` in a limited child. Raises `MediaError`, also `crash` and `timeout`."""
-    request = {"task": "transcode", "path": str(path.absolute()), "settings": asdict(settings), "span": span}
+    request = {"task": "transcode", "path": str(path.absolute()), "settings": asdict(settings), "span": asdict(span)}
     with tempfile.TemporaryDirectory(prefix="foreframe-") as name:
         folder = Path(name)
         outcome = _run_child(request, folder, timeout_s=settings.timeout_s, memory_bytes=memory_bytes)
@@ -57,19 +67,32 @@ def transcode_isolated(path: Path, settings: TranscodeSettings, span: Span, *, m
 
 
 def probe_isolated(
-    paths: list[Path], *, limits: VideoLimits, memory_bytes: int, timeout_s: float = PROBE_TIMEOUT_S
-) -> list[VideoInfo | MediaError]:
-    """The header of each file, or why it has none. The files share a child until one of them kills it."""
-    found: list[VideoInfo | MediaError] = []
+    paths: Sequence[Path],
+    *,
+    parts: Sequence[Sequence[Span]] = (),
+    limits: VideoLimits,
+    memory_bytes: int,
+    timeout_s: float = PROBE_TIMEOUT_S,
+) -> list[Probed | MediaError]:
+    """The header of each file, or why it has none; fingerprints of its `parts`, where such are given.
+
+    The files share a child until one of them kills it. The deadline is per child and grows with the parts to decode.
+    """
+    asked = [list(spans) for spans in parts] or [[] for _ in paths]
+    found: list[Probed | MediaError] = []
     while len(found) < len(paths):
-        rest = paths[len(found) :]
-        request = {"task": "probe", "paths": [str(path.absolute()) for path in rest], "limits": asdict(limits)}
+        files = [
+            {"path": str(path.absolute()), "parts": [asdict(span) for span in spans]}
+            for path, spans in zip(paths[len(found) :], asked[len(found) :], strict=True)
+        ]
+        request = {"task": "probe", "files": files, "limits": asdict(limits)}
+        patience_s = timeout_s + PART_TIMEOUT_S * sum(len(spans) for spans in asked[len(found) :])
         with tempfile.TemporaryDirectory(prefix="foreframe-") as name:
             folder = Path(name)
-            outcome = _run_child(request, folder, timeout_s=timeout_s, memory_bytes=memory_bytes)
+            outcome = _run_child(request, folder, timeout_s=patience_s, memory_bytes=memory_bytes)
             found += _read_headers(folder / RESULT)
         if len(found) < len(paths):
-            found.append(_verdict(outcome, timeout_s))
+            found.append(_verdict(outcome, patience_s))
     return found
 
 
@@ -95,14 +118,17 @@ def _verdict(outcome: Outcome, timeout_s: float) -> MediaError:
 def _unpack(result: dict[str, Any], blob: bytes) -> Transcoded:
     ends = np.cumsum(result.pop("sizes"))
     members = tuple(blob[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True))
-    times = np.asarray(result.pop("timestamps_s"), np.float64)
-    return Transcoded(members=members, timestamps_s=times, frame_numbers=tuple(result.pop("frame_numbers")), **result)
+    result |= {name: np.asarray(result[name], np.float64) for name in ARRAYS}
+    return Transcoded(members=members, frame_numbers=tuple(result.pop("frame_numbers")), **result)
 
 
-def _read_headers(path: Path) -> Iterator[VideoInfo | MediaError]:
+def _read_headers(path: Path) -> Iterator[Probed | MediaError]:
     for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else ():
         value = json.loads(line)
-        yield MediaError(**value) if "reason" in value else VideoInfo(**value)
+        if "reason" in value:
+            yield MediaError(**value)
+        else:
+            yield Probed(VideoInfo(**value["info"]), tuple(value["fingerprints"]))
 
 
 def _limit(memory_bytes: int, timeout_s: float) -> None:
@@ -122,16 +148,16 @@ def _limit(memory_bytes: int, timeout_s: float) -> None:
 def _child_transcode(request: dict[str, Any], folder: Path) -> None:
     values = request["settings"]
     values |= {"h264": H264Settings(**values["h264"]), "limits": VideoLimits(**values["limits"])}
-    first, end = request["span"]
     try:
-        done = transcode_here(Path(request["path"]), TranscodeSettings(**values), (first, end))
+        done = transcode_here(Path(request["path"]), TranscodeSettings(**values), Span(**request["span"]))
     except MediaError as error:
         result: dict[str, Any] = {"reason": error.reason, "message": error.message}
     else:
         with (folder / MEMBERS).open("wb") as stream:
             stream.writelines(done.members)
-        result = {name: getattr(done, name) for name in ("width", "height", "fps", "source_frames", "frame_numbers")}
-        result |= {"sizes": [len(member) for member in done.members], "timestamps_s": done.timestamps_s.tolist()}
+        result = {item.name: getattr(done, item.name) for item in fields(done) if item.name != "members"}
+        result |= {name: result[name].tolist() for name in ARRAYS}
+        result["sizes"] = [len(member) for member in done.members]
     # Renamed into place, so that a child killed while writing has given no answer.
     (folder / "result.part").write_text(json.dumps(result))
     (folder / "result.part").replace(folder / RESULT)
@@ -140,14 +166,23 @@ def _child_transcode(request: dict[str, Any], folder: Path) -> None:
 def _child_probe(request: dict[str, Any], folder: Path) -> None:
     limits = VideoLimits(**request["limits"])
     with (folder / RESULT).open("wb") as stream:
-        for path in request["paths"]:
-            fault_point("ingest.probe", detail=path)
+        for item in request["files"]:
+            path = Path(item["path"])
+            fault_point("ingest.probe", detail=item["path"])
             try:
-                value = asdict(probe(Path(path), limits=limits))
+                looks = [_look(path, Span(**part), limits) for part in item["parts"]]
+                value = {"info": asdict(probe(path, limits=limits)), "fingerprints": looks}
             except MediaError as error:
                 value = {"reason": error.reason, "message": error.message}
             stream.write(json.dumps(value).encode() + b"\n")
             stream.flush()
+
+
+def _look(path: Path, span: Span, limits: VideoLimits) -> str:
+    try:
+        return fingerprint(path, span=span, limits=limits)
+    except MediaError:
+        return ""  # the build says what is wrong with it
 
 
 def main(argv: list[str]) -> int:

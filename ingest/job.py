@@ -18,11 +18,13 @@ from infra.faults import fault_point
 from infra.storage import absolute, create_only, exists, join, read_bytes, read_json
 from ingest.build import build_shard, sweep
 from ingest.corpora import corpus_module
+from ingest.estimate import estimate
 from ingest.plan import PLAN_NAME, Plan, PlannedShard, make_plan
 from ingest.reader import MANIFEST_NAME, load_manifest
 from ingest.receipt import committed_shards, failure_ledger, read_receipt
 from ingest.recipe import IngestConfig
-from ingest.schema import Failure, Manifest, Receipt
+from ingest.replay import failed_clips
+from ingest.schema import DECISIONS, Failure, Manifest, Receipt
 from ingest.sources import inspect_clips
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ NAMED_EXAMPLES = 3
 
 def run(config: IngestConfig) -> Manifest:
     """Build the data set, or what is missing of it. Raises `TooManyFailuresError`, `InputError`, `DataError`."""
-    config = config.model_copy(update={"source": absolute(config.source), "output": absolute(config.output)})
+    config = _placed(config)
     finished = _finished(config)
     if finished is not None:
         sweep(config.output, complete=True)
@@ -48,11 +50,16 @@ def run(config: IngestConfig) -> Manifest:
 
 
 def describe(config: IngestConfig) -> dict[str, Any]:
-    """The plan's summary without writing anything: clips, hours, shards, bytes."""
-    config = config.model_copy(update={"source": absolute(config.source), "output": absolute(config.output)})
+    """The plan's summary without writing anything: clips, hours, shards, bytes, and minutes from clips tried here."""
+    config = _placed(config)
     plan = _stored_plan(config) or _new_plan(config)
     committed = len(committed_shards(config.output))
-    return {**plan.summary(), "shards_committed": committed, "complete": exists(join(config.output, MANIFEST_NAME))}
+    return {
+        **plan.summary(),
+        **estimate(plan, config),
+        "shards_committed": committed,
+        "complete": exists(join(config.output, MANIFEST_NAME)),
+    }
 
 
 def prepare_plan(config: IngestConfig) -> Plan:
@@ -72,6 +79,12 @@ def prepare_plan(config: IngestConfig) -> Plan:
 def manifest_version(output: str) -> str:
     """The data set's version: sha256 of its manifest."""
     return sha256_bytes(read_bytes(join(output, MANIFEST_NAME)))
+
+
+def _placed(config: IngestConfig) -> IngestConfig:
+    parent = absolute(config.replay_failures) if config.replay_failures else ""
+    places = {"source": absolute(config.source), "output": absolute(config.output), "replay_failures": parent}
+    return config.model_copy(update=places)
 
 
 def _finished(config: IngestConfig) -> Manifest | None:
@@ -103,11 +116,13 @@ def _check_same(config: IngestConfig, name: str, corpus: str, recipe: dict[str, 
 
 
 def _new_plan(config: IngestConfig) -> Plan:
-    clips = corpus_module(config.corpus).list_clips(config.source)
+    clips, parent = corpus_module(config.corpus).list_clips(config.source), ""
     if not clips:
         raise InputError(f"{config.source} holds no clip of corpus {config.corpus!r}.")
-    inspected = inspect_clips(config.source, clips, config.recipe)
-    return make_plan(inspected, corpus=config.corpus, name=config.name, recipe=config.recipe)
+    if config.replay_failures:
+        clips, parent = failed_clips(clips, config.replay_failures, corpus=config.corpus)
+    inspected = inspect_clips(config.source, clips, config.recipe, config.corpus)
+    return make_plan(inspected, corpus=config.corpus, name=config.name, recipe=config.recipe, parent=parent)
 
 
 def _build_all(plan: Plan, config: IngestConfig) -> list[Receipt]:
@@ -141,8 +156,8 @@ def _build(missing: list[PlannedShard], plan: Plan, config: IngestConfig) -> Ite
 
 
 def _check_failures(receipts: list[Receipt], plan: Plan, config: IngestConfig) -> None:
-    """Stop only when too much of the plan has failed. A duplicate is no failure of its source."""
-    failures = [failure for failure in failure_ledger(receipts) if failure.reason != "duplicate"]
+    """Stop only when too much of the plan has failed. A duplicate, say, is no failure of its source."""
+    failures = [failure for failure in failure_ledger(receipts) if failure.reason not in DECISIONS]
     if len(failures) <= config.recipe.max_failure_share * plan.num_clips:
         return
     counts = Counter(failure.reason for failure in failures)
@@ -172,6 +187,7 @@ def _commit(plan: Plan, receipts: list[Receipt], config: IngestConfig) -> Manife
         num_failures=sum(len(receipt.failures) for receipt in receipts),
         statistics=_statistics(receipts),
         inputs=plan.inputs,
+        parent=plan.parent,
     )
     data = pretty_json(manifest.to_json())
     place = join(config.output, MANIFEST_NAME)

@@ -6,49 +6,30 @@ in the source folder when the plan was made decides, and a source that changes a
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 from infra.config import Config
 from infra.digests import sha256_json
 from infra.media import fit
+from ingest.duplicates import drop_duplicates
+from ingest.inspected import InspectedClip, VideoHeader, is_part, sample_key
 from ingest.recipe import Recipe
 from ingest.schema import Clip, Failure
+from ingest.splits import Split, draw, draw_splits
 
 PLAN_NAME = "plan.json"
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 # Measured on natural video: JPEG q90 and H.264 crf 21 GOP 8.
 BYTES_PER_PIXEL = {"frames": 0.21, "video": 0.06}
 BYTES_PER_FRAME = {"frames": 1400, "video": 20}  # tar header and padding, JPEG tables
-Split = Literal["train", "validation"]
-
-
-class VideoHeader(Config):
-    """What planning knows of a source video; `num_frames` is declared or estimated."""
-
-    width: int
-    height: int
-    fps: float
-    num_frames: int
-
-
-class InspectedClip(Config):
-    """A clip with hashed sources. `headers` has None for a video whose header cannot be read: building says why.
-
-    `failure` is set when not even the build may touch it.
-    """
-
-    clip: Clip
-    headers: tuple[VideoHeader | None, ...] = ()
-    failure: Failure | None = None
 
 
 class PlannedClip(Config):
-    """One sample to build: frames `first_frame` to `end_frame` (None: the last) of the clip's videos."""
+    """One sample to build: frames `first_frame` to `end_frame` (None: the last) of the clip's part of its videos."""
 
     key: str
     clip: Clip
@@ -82,6 +63,7 @@ class Plan(Config):
     shards: tuple[PlannedShard, ...]
     inputs: tuple[str, ...]  # sha256 of every source video, sorted
     estimated_hours: float = 0.0
+    parent: str = ""  # version of the data set whose failures are replayed
 
     @property
     def num_clips(self) -> int:
@@ -102,16 +84,17 @@ class Plan(Config):
         }
 
 
-def make_plan(inspected: Sequence[InspectedClip], *, corpus: str, name: str, recipe: Recipe) -> Plan:
+def make_plan(inspected: Sequence[InspectedClip], *, corpus: str, name: str, recipe: Recipe, parent: str = "") -> Plan:
     """Same inputs and recipe, same plan, in whatever order the inputs come."""
     ordered = sorted(inspected, key=lambda item: item.clip.source_id)
-    kept, failures = _drop_duplicates(ordered)
-    splits = _splits([item.clip for item in kept], recipe)
+    kept, failures = drop_duplicates(ordered, near_bits=recipe.near_duplicate_bits)
+    splits = draw_splits([item.clip for item in kept], recipe, corpus)
     samples = [sample for item in kept for sample in _cut(item, splits[item.clip.source_id], recipe)]
     identity = {
         "plan_version": PLAN_VERSION,
         "corpus": corpus,
         "recipe": recipe.identity(),
+        "parent": parent,
         "inputs": [item.to_json() for item in ordered],
     }
     return Plan(
@@ -121,72 +104,17 @@ def make_plan(inspected: Sequence[InspectedClip], *, corpus: str, name: str, rec
         recipe=recipe.identity(),
         shards=_assign(samples, failures, recipe),
         inputs=tuple(sorted({video.sha256 for item in ordered for video in item.clip.videos if video.sha256})),
-        estimated_hours=sum(_seconds(item.headers) for item in kept) / 3600,
+        estimated_hours=sum(_seconds(item) for item in kept) / 3600,
+        parent=parent,
     )
-
-
-def sample_key(clip: Clip, first_frame: int = 0) -> str:
-    """The sample's name in the tar: a hash of its name in the corpus, its sources and its place in them."""
-    return sha256_json([clip.source_id, [video.sha256 for video in clip.videos], first_frame])[:16]
-
-
-def failure_of(clip: Clip, *, stage: str, reason: str, message: str, video: int = 0, first_frame: int = 0) -> Failure:
-    """A ledger entry for a clip; `video` is the index of the one to blame."""
-    blamed = clip.videos[video] if clip.videos else None
-    return Failure.parse(
-        {
-            "key": sample_key(clip, first_frame),
-            "source_id": clip.source_id,
-            "path": blamed.path if blamed else clip.trajectory,
-            "sha256": blamed.sha256 if blamed else "",
-            "stage": stage,
-            "reason": reason,
-            "message": message,
-        }
-    )
-
-
-def _drop_duplicates(ordered: Iterable[InspectedClip]) -> tuple[list[InspectedClip], list[Failure]]:
-    """Clips of equal content after the first are failures. Unreadable ones are not compared: each says its reason."""
-    kept, failures, first_with = [], [], dict[str, str]()
-    for item in ordered:
-        if item.failure is not None:
-            failures.append(item.failure)
-            continue
-        if item.headers and all(item.headers):
-            videos = [video.sha256 for video in item.clip.videos]
-            content = sha256_json([videos, item.clip.start_s, item.clip.end_s])
-            original = first_with.setdefault(content, item.clip.source_id)
-            if original != item.clip.source_id:
-                message = f"same content as {original}"
-                failures.append(failure_of(item.clip, stage="plan", reason="duplicate", message=message))
-                continue
-        kept.append(item)
-    return kept, failures
-
-
-def _splits(clips: list[Clip], recipe: Recipe) -> dict[str, Split]:
-    """Systematic sampling of whole sources in seeded order within each label: every label gives its share."""
-    ordered = sorted(clips, key=lambda clip: (clip.label, _draw(recipe.seed, "split", clip.source_id)))
-    share, offset = recipe.validation_share, _draw(recipe.seed, "offset", "")
-    return {
-        clip.source_id: "validation"
-        if math.floor((number + 1) * share + offset) > math.floor(number * share + offset)
-        else "train"
-        for number, clip in enumerate(ordered)
-    }
 
 
 def _cut(item: InspectedClip, split: Split, recipe: Recipe) -> list[PlannedClip]:
     """Spans of nearly equal length, none longer than the recipe allows; the last runs to the source's end."""
-    clip = item.clip
-    header = next((header for header in item.headers if header is not None), None)
-    frames = header.num_frames if header else 0
-    first, end = _window(clip, header)
-    length = (end if end is not None else frames) - first
-    num_spans = max(1, math.ceil(length / recipe.max_frames_per_clip))
-    cuts = [first + length * number // num_spans for number in range(num_spans)]
-    ends: list[int | None] = [*cuts[1:], end]
+    clip, frames = item.clip, _part_frames(item)
+    num_spans = max(1, math.ceil(frames / recipe.max_frames_per_clip))
+    cuts = [frames * number // num_spans for number in range(num_spans)]
+    ends: list[int | None] = [*cuts[1:], None]
     size = sum(_estimate(header, recipe) for header in item.headers)
     return [
         PlannedClip(
@@ -195,19 +123,22 @@ def _cut(item: InspectedClip, split: Split, recipe: Recipe) -> list[PlannedClip]
             first_frame=start,
             end_frame=stop,
             split=split,
-            estimated_bytes=int(size * max(length, 1) // num_spans),
+            estimated_bytes=int(size * max(frames, 1) // num_spans),
         )
         for start, stop in zip(cuts, ends, strict=True)
     ]
 
 
-def _window(clip: Clip, header: VideoHeader | None) -> tuple[int, int | None]:
-    """The clip's seconds as frames of its first video."""
-    if header is None:
-        return 0, None
-    first = round((clip.start_s or 0.0) * header.fps)
-    end = None if clip.end_s is None else round(clip.end_s * header.fps)
-    return first, end
+def _part_frames(item: InspectedClip) -> int:
+    """Expected frames of the clip's part of its first readable video; 0 when nothing is known."""
+    for video, header in zip(item.clip.videos, item.headers, strict=False):
+        if header is None:
+            continue
+        start, end = (video.start_s, video.end_s) if is_part(video) else (item.clip.start_s, item.clip.end_s)
+        first = min(round((start or 0.0) * header.fps), header.num_frames)
+        last = header.num_frames if end is None else min(round(end * header.fps), header.num_frames)
+        return max(0, last - first)
+    return 0
 
 
 def _estimate(header: VideoHeader | None, recipe: Recipe) -> float:
@@ -225,24 +156,19 @@ def _assign(samples: list[PlannedClip], failures: list[Failure], recipe: Recipe)
     num_shards = max(1, min(len(samples), math.ceil(total / recipe.shard_bytes)))
     lightest = [(0, shard) for shard in range(num_shards)]
     clips: dict[int, list[PlannedClip]] = defaultdict(list)
-    for sample in sorted(samples, key=lambda sample: (_draw(recipe.seed, "shard", sample.key), sample.key)):
+    for sample in sorted(samples, key=lambda sample: (draw(recipe.seed, "shard", sample.key), sample.key)):
         weight, shard = heapq.heappop(lightest)
         clips[shard].append(sample)
         heapq.heappush(lightest, (weight + max(sample.estimated_bytes, 1), shard))
     refused: dict[int, list[Failure]] = defaultdict(list)
     for failure in failures:
-        refused[int(_draw(recipe.seed, "shard", failure.key) * num_shards)].append(failure)
+        refused[int(draw(recipe.seed, "shard", failure.key) * num_shards)].append(failure)
     return tuple(
         PlannedShard(shard=shard, clips=tuple(clips[shard]), failures=tuple(refused[shard]))
         for shard in range(num_shards)
     )
 
 
-def _seconds(headers: tuple[VideoHeader | None, ...]) -> float:
-    return sum(header.num_frames / header.fps for header in headers[:1] if header is not None)
-
-
-def _draw(seed: int, purpose: str, name: str) -> float:
-    """Uniform in [0, 1) from a hash: the same on every machine and in every order."""
-    digest = hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest()
-    return int.from_bytes(digest[:7], "big") / 2**56
+def _seconds(item: InspectedClip) -> float:
+    fps = next((header.fps for header in item.headers if header is not None), 1.0)
+    return _part_frames(item) / fps

@@ -36,6 +36,16 @@ class Recipe(Config):
     item_timeout_s: float = Field(default=600.0, gt=0)
     item_memory_bytes: int = Field(default=4 << 30, ge=512 << 20)
     validation_share: float = Field(default=0.0, ge=0, lt=1)
+    validation_counts: dict[str, int] = Field(default={}, description="clips held out of a data set, before the share")
+    split_by: Literal["draw", "source"] = Field(default="draw", description="source: as the corpus's own files say")
+    near_duplicate_bits: int | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description="drop clips that differ from an earlier one in at most so many of 256 bits",
+    )
+    max_frozen_share: float | None = Field(default=None, ge=0, le=1, description="of a clip, in which nothing moves")
+    max_black_share: float | None = Field(default=None, ge=0, le=1, description="of a clip, which is black")
     seed: int = Field(default=0, ge=0)
 
     def identity(self) -> dict[str, Any]:
@@ -65,7 +75,8 @@ class Recipe(Config):
 class IngestConfig(Config):
     """One ingest: corpus module, source and output (local folders or `s3://` prefixes), recipe.
 
-    `workers` 0 builds in this process; otherwise Ray Data builds that many shards at a time.
+    `workers` 0 builds in this process; otherwise Ray Data builds that many shards at a time. `replay_failures` is
+    another data set of the same corpus: only the clips that failed there are built, into a child of it.
     """
 
     kind: Literal["ingest"] = "ingest"
@@ -75,6 +86,7 @@ class IngestConfig(Config):
     name: str
     recipe: Recipe = Recipe()
     workers: int = Field(default=2, ge=0)
+    replay_failures: str = ""
 
 
 def small_pictures(layout: Layout) -> Recipe:

@@ -203,7 +203,7 @@ def test_a_source_that_changed_after_planning_is_refused(corpus, tmp_path):
     make_video(tmp_path / "corpus/late.mp4")
     manifest = job.run(config)
     failures = {failure.path: failure.reason for receipt in manifest.receipts for failure in receipt.failures}
-    assert failures == {"a/bars.mp4": "unreadable", "b/old.avi": "unreadable"}
+    assert failures == {"a/bars.mp4": "unreadable", "b/old.avi": "not_found"}
     assert manifest.num_samples == 4
 
 

@@ -9,7 +9,7 @@ import pytest
 from infra.media import MediaError, VideoLimits, fit, probe, scan
 from infra.media_decode import decode_video
 from infra.media_encode import decode_jpeg, encode_jpeg, encode_video
-from infra.media_transcode import TranscodeSettings, transcode
+from infra.media_transcode import Span, TranscodeSettings, transcode
 from tests.helpers_media import ffmpeg, make_video
 
 KINDS = {
@@ -60,7 +60,7 @@ def test_random_access_gives_the_same_frames_as_reading_all(videos, name):
 @pytest.mark.parametrize("name", KINDS)
 def test_stored_pictures_show_the_source(videos, name, layout, engine):
     settings = TranscodeSettings(layout=layout, engine=engine, short_side=None, jpeg_quality=95, stride=3)
-    stored = transcode(videos[name], settings, span=(4, 20))
+    stored = transcode(videos[name], settings, span=Span(4, 20))
     expected = reference_frames(videos[name])[4:20:3, : stored.height, : stored.width]
     found = (
         np.stack([decode_jpeg(member) for member in stored.members])

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.plan import InspectedClip, Plan, VideoHeader, make_plan
+from ingest.inspected import InspectedClip, VideoHeader
+from ingest.plan import Plan, make_plan
 from ingest.recipe import NOT_IDENTITY, Recipe
 from ingest.schema import Clip, SourceVideo
 

@@ -52,7 +52,7 @@ def test_kinetics_rows_find_cut_clips_and_spans_of_whole_videos(tmp_path: Path) 
     assert data.record(whole).label == "bending back, slowly"
     assert data.num_frames(whole) == 2 * 10 and data.record(whole).start_s == pytest.approx(2, abs=0.05)
     (gone,) = [failure for receipt in manifest.receipts for failure in receipt.failures]
-    assert (gone.source_id, gone.reason) == ("--3ouPhoy2A_000000_000002", "unreadable")
+    assert (gone.source_id, gone.reason) == ("--3ouPhoy2A_000000_000002", "not_found")
 
 
 @pytest.mark.parametrize(("rows", "words"), [

@@ -1,0 +1,40 @@
+"""How long an ingest will take, from a few of its clips tried on this very machine."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from ingest.isolate import transcode_isolated
+from ingest.plan import Plan
+from ingest.reader import default_cache
+from ingest.recipe import IngestConfig
+from ingest.sample import ClipError, Workshop, build_sample
+
+NUM_TRIALS = 3
+
+
+def estimate(plan: Plan, config: IngestConfig) -> dict[str, Any]:
+    """`estimated_minutes` with the config's workers, None where no clip could be tried; nothing is written.
+
+    Clips spread over the plan are built in limited children, whose start is not counted.
+    """
+    clips = [clip for shard in plan.shards for clip in shard.clips if clip.estimated_bytes]
+    encode = partial(
+        transcode_isolated, settings=config.recipe.transcoding(), memory_bytes=config.recipe.item_memory_bytes
+    )
+    shop = Workshop(
+        config.source, config.corpus, config.recipe, lambda path, span: encode(path, span=span), default_cache()
+    )
+    tried = 0
+    number = min(NUM_TRIALS, len(clips))
+    for clip in (clips[position * len(clips) // number] for position in range(number)):
+        try:
+            build_sample(clip, shop)
+        except ClipError:
+            continue
+        tried += clip.estimated_bytes
+    if not tried:
+        return {"estimated_minutes": None}
+    seconds = sum(shop.seconds.values()) * sum(clip.estimated_bytes for clip in clips) / tried
+    return {"estimated_minutes": round(seconds / 60 / max(1, config.workers), 2)}

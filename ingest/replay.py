@@ -1,0 +1,26 @@
+"""Another try at what failed: the clips in a data set's ledger become a child data set of their own."""
+
+from __future__ import annotations
+
+from infra.digests import short
+from infra.errors import InputError
+from ingest.reader import load_manifest
+from ingest.receipt import failure_ledger
+from ingest.schema import DECISIONS, Clip
+
+
+def failed_clips(clips: list[Clip], parent: str, *, corpus: str) -> tuple[list[Clip], str]:
+    """(those of the clips that failed in the data set `parent`, its version). Raises `InputError`."""
+    manifest, version = load_manifest(parent)
+    if manifest.corpus != corpus:
+        raise InputError(f"{parent} is of corpus {manifest.corpus!r}, not {corpus!r}.")
+    failed = {item.source_id for item in failure_ledger(manifest.receipts) if item.reason not in DECISIONS}
+    if not failed:
+        raise InputError(f"{parent} (version {short(version)}) has no failures to replay.")
+    found = [clip for clip in clips if clip.source_id in failed]
+    if missing := sorted(failed - {clip.source_id for clip in found}):
+        raise InputError(
+            f"{len(missing)} clips that failed in {parent} are not in the source any more, first {missing[0]!r}.",
+            remedy="Give the corpus that the data set was made of.",
+        )
+    return found, version

@@ -1,0 +1,80 @@
+"""Which clips are held out for validation: a share or a count of each data set, or what the source itself says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from fractions import Fraction
+from math import floor
+from typing import Literal
+
+from infra.errors import ConfigError
+from ingest.recipe import Recipe
+from ingest.schema import Clip
+
+Split = Literal["train", "validation"]
+HELD_OUT_NAMES = frozenset({"val", "valid", "validate", "validation", "test"})
+# Video Prediction Policy, section 4: trajectories held out of Bridge and Something-Something v2, and 3 % elsewhere.
+PAPER_COUNTS = {"bridge": 5558, "sthv2": 2048, "something_something_v2": 2048}
+PAPER_SHARE = 0.03
+
+
+def as_in_paper(recipe: Recipe, data_sets: set[str]) -> Recipe:
+    """The recipe with the held-out counts and share of the Video Prediction Policy, for those of its data sets."""
+    counts = {name: count for name, count in PAPER_COUNTS.items() if name in data_sets}
+    return recipe.model_copy(update={"validation_counts": counts, "validation_share": PAPER_SHARE})
+
+
+def data_set_of(clip: Clip, corpus: str) -> str:
+    """The data set a clip belongs to: a corpus may hold several."""
+    return str(clip.metadata.get("dataset") or corpus)
+
+
+def draw_splits(clips: list[Clip], recipe: Recipe, corpus: str) -> dict[str, Split]:
+    """The split of every clip, by its source id. Raises `ConfigError` where more is held out than there is."""
+    if recipe.split_by == "source":
+        return {
+            clip.source_id: "validation" if clip.metadata.get("source_split") in HELD_OUT_NAMES else "train"
+            for clip in clips
+        }
+    groups: dict[str, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        groups[data_set_of(clip, corpus) if recipe.validation_counts else ""].append(clip)
+    splits: dict[str, Split] = {}
+    for name, members in groups.items():
+        splits |= _systematic(members, _share(name, len(members), recipe), recipe.seed)
+    if unknown := sorted(set(recipe.validation_counts) - set(groups)):
+        raise ConfigError(
+            f"recipe.validation_counts names {unknown[0]!r}.", remedy=f"Data sets here: {', '.join(sorted(groups))}."
+        )
+    return splits
+
+
+def draw(seed: int, purpose: str, name: str) -> float:
+    """Uniform in [0, 1) from a hash: the same on every machine and in every order."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56
+
+
+def _share(name: str, number: int, recipe: Recipe) -> Fraction:
+    count = recipe.validation_counts.get(name)
+    if count is None:
+        return Fraction(recipe.validation_share)
+    if count >= number:
+        raise ConfigError(
+            f"{count} clips of {name!r} shall be held out, it has {number}.",
+            remedy="Lower recipe.validation_counts, or give a recipe.validation_share.",
+        )
+    return Fraction(count, number)
+
+
+def _systematic(clips: list[Clip], share: Fraction, seed: int) -> dict[str, Split]:
+    """Systematic sampling of whole sources in seeded order within each label: every label gives its share."""
+    ordered = sorted(clips, key=lambda clip: (clip.label, draw(seed, "split", clip.source_id)))
+    offset = Fraction(draw(seed, "offset", ""))
+    return {
+        clip.source_id: "validation"
+        if floor((number + 1) * share + offset) > floor(number * share + offset)
+        else "train"
+        for number, clip in enumerate(ordered)
+    }
