@@ -88,7 +88,7 @@ def h264_command(job: FfmpegJob, target: Path, *, fps: float, settings: H264Sett
     colours = {"colorspace": "smpte170m", "color_primaries": "smpte170m", "color_trc": "smpte170m", "color_range": "tv"}
     container = {"movflags": "+faststart", "fflags": "+bitexact", "flags": "+bitexact+cgop", "map_metadata": -1}
     output = ffmpeg.output(
-        video, f"file:{target}", format="mp4", fps_mode="cfr", r=f"{rate}", **options, **colours, **container
+        video, f"file:{target}", format="mp4", fps_mode="passthrough", **options, **colours, **container
     )
     return _compiled(output)
 
