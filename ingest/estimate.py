@@ -37,4 +37,4 @@ def estimate(plan: Plan, config: IngestConfig) -> dict[str, Any]:
     if not tried:
         return {"estimated_minutes": None}
     seconds = sum(shop.seconds.values()) * sum(clip.estimated_bytes for clip in clips) / tried
-    return {"estimated_minutes": round(seconds / 60 / max(1, config.workers), 2)}
+    return {"estimated_minutes": round(seconds / 60 / max(1, config.workers), 4)}

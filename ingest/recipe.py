@@ -36,8 +36,12 @@ class Recipe(Config):
     item_timeout_s: float = Field(default=600.0, gt=0)
     item_memory_bytes: int = Field(default=4 << 30, ge=512 << 20)
     validation_share: float = Field(default=0.0, ge=0, lt=1)
-    validation_counts: dict[str, int] = Field(default={}, description="clips held out of a data set, before the share")
-    split_by: Literal["draw", "source"] = Field(default="draw", description="source: as the corpus's own files say")
+    validation_counts: dict[str, int] = Field(
+        default={}, description="clips held out of the data sets named here, in place of the share"
+    )
+    split_by: Literal["draw", "source", "paper"] = Field(
+        default="draw", description="draw: by count and share; source: as the corpus says; paper: as VPP holds out"
+    )
     near_duplicate_bits: int | None = Field(
         default=None,
         ge=0,

@@ -19,12 +19,6 @@ PAPER_COUNTS = {"bridge": 5558, "sthv2": 2048, "something_something_v2": 2048}
 PAPER_SHARE = 0.03
 
 
-def as_in_paper(recipe: Recipe, data_sets: set[str]) -> Recipe:
-    """The recipe with the held-out counts and share of the Video Prediction Policy, for those of its data sets."""
-    counts = {name: count for name, count in PAPER_COUNTS.items() if name in data_sets}
-    return recipe.model_copy(update={"validation_counts": counts, "validation_share": PAPER_SHARE})
-
-
 def data_set_of(clip: Clip, corpus: str) -> str:
     """The data set a clip belongs to: a corpus may hold several."""
     return str(clip.metadata.get("dataset") or corpus)
@@ -37,16 +31,19 @@ def draw_splits(clips: list[Clip], recipe: Recipe, corpus: str) -> dict[str, Spl
             clip.source_id: "validation" if clip.metadata.get("source_split") in HELD_OUT_NAMES else "train"
             for clip in clips
         }
+    is_paper = recipe.split_by == "paper"
+    counts = PAPER_COUNTS if is_paper else recipe.validation_counts
+    share = Fraction(PAPER_SHARE if is_paper else recipe.validation_share)
     groups: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
-        groups[data_set_of(clip, corpus) if recipe.validation_counts else ""].append(clip)
-    splits: dict[str, Split] = {}
-    for name, members in groups.items():
-        splits |= _systematic(members, _share(name, len(members), recipe), recipe.seed)
+        groups[data_set_of(clip, corpus) if counts else ""].append(clip)
     if unknown := sorted(set(recipe.validation_counts) - set(groups)):
         raise ConfigError(
             f"recipe.validation_counts names {unknown[0]!r}.", remedy=f"Data sets here: {', '.join(sorted(groups))}."
         )
+    splits: dict[str, Split] = {}
+    for name, members in groups.items():
+        splits |= _systematic(members, _share(name, len(members), counts.get(name), share), recipe.seed)
     return splits
 
 
@@ -56,14 +53,13 @@ def draw(seed: int, purpose: str, name: str) -> float:
     return int.from_bytes(digest[:7], "big") / 2**56
 
 
-def _share(name: str, number: int, recipe: Recipe) -> Fraction:
-    count = recipe.validation_counts.get(name)
+def _share(name: str, number: int, count: int | None, otherwise: Fraction) -> Fraction:
     if count is None:
-        return Fraction(recipe.validation_share)
+        return otherwise
     if count >= number:
         raise ConfigError(
             f"{count} clips of {name!r} shall be held out, it has {number}.",
-            remedy="Lower recipe.validation_counts, or give a recipe.validation_share.",
+            remedy="For a part of a data set, set recipe.split_by=draw and a recipe.validation_share.",
         )
     return Fraction(count, number)
 
