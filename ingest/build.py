@@ -37,8 +37,8 @@ ATTEMPTS = "attempts"
 MAX_DEAD_ATTEMPTS = 4  # of one run at one shard
 
 
-def build_shard(planned: PlannedShard, config: IngestConfig, *, plan_id: str, run_id: str) -> Receipt:
-    """Build and commit one shard; returns its receipt.
+def build_shard(planned: PlannedShard, config: IngestConfig, *, plan_id: str, run_id: str, node: str = "") -> Receipt:
+    """Build and commit one shard; returns its receipt. `node` is for the log only.
 
     If an earlier attempt at it died, every video is decoded in a limited child this time. Raises `ServiceError` when
     several attempts of this run died.
@@ -67,7 +67,12 @@ def build_shard(planned: PlannedShard, config: IngestConfig, *, plan_id: str, ru
         with _clocked(shop.seconds, "commit"):
             publish_shard(tar, config.output, receipt, stage="ingest")
     stages = {name: round(value, 4) for name, value in sorted(shop.seconds.items())}
-    times = {"seconds": round(time.monotonic() - started, 3), "stages": stages, "seconds_per_clip": seconds}
+    times = {
+        "node": node,
+        "seconds": round(time.monotonic() - started, 3),
+        "stages": stages,
+        "seconds_per_clip": seconds,
+    }
     _write_log(config.output, receipt, attempt=attempt, times=times)
     return receipt
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,17 +25,19 @@ log = logging.getLogger(__name__)
 
 def build_on_ray(shards: list[PlannedShard], config: IngestConfig, *, plan_id: str, run_id: str) -> Iterator[Receipt]:
     """Receipts in the order in which the shards finish."""
-    with connect(config.workers):
+    with connect(config.workers or os.cpu_count() or 1):
+        import ray
         import ray.data
         from ray.exceptions import RayError
 
         quiet_driver()
+        workers = config.workers or int(ray.cluster_resources().get("CPU", 1))
         rows = [{"shard": json.dumps(shard.to_json())} for shard in shards]
         built = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             build_row,
             fn_kwargs={"config": config.to_json(), "plan_id": plan_id, "run_id": run_id},
             num_cpus=1,
-            compute=ray.data.TaskPoolStrategy(size=min(config.workers, len(rows))),
+            compute=ray.data.TaskPoolStrategy(size=max(1, min(workers, len(rows)))),
         )
         try:
             for row in built.iter_rows():
@@ -48,10 +51,13 @@ def build_on_ray(shards: list[PlannedShard], config: IngestConfig, *, plan_id: s
 
 def build_row(row: dict[str, Any], *, config: dict[str, Any], plan_id: str, run_id: str) -> dict[str, str]:
     """What a worker does with one row."""
+    import ray
+
     logging.basicConfig(level=logging.INFO)
 
     def work() -> dict[str, Any]:
         planned = PlannedShard.parse(json.loads(row["shard"]))
-        return build_shard(planned, IngestConfig.parse(config), plan_id=plan_id, run_id=run_id).to_json()
+        node = ray.get_runtime_context().get_node_id()
+        return build_shard(planned, IngestConfig.parse(config), plan_id=plan_id, run_id=run_id, node=node).to_json()
 
     return to_row(work)

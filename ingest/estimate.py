@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
@@ -15,9 +16,9 @@ NUM_TRIALS = 3
 
 
 def estimate(plan: Plan, config: IngestConfig) -> dict[str, Any]:
-    """`estimated_minutes` with the config's workers, None where no clip could be tried; nothing is written.
+    """`estimated_minutes` with the config's workers (this machine's, where it names none); nothing is written.
 
-    Clips spread over the plan are built in limited children, whose start is not counted.
+    Clips spread over the plan are built in limited children, whose start is not counted; None where none can be.
     """
     clips = [clip for shard in plan.shards for clip in shard.clips if clip.estimated_bytes]
     encode = partial(
@@ -37,4 +38,5 @@ def estimate(plan: Plan, config: IngestConfig) -> dict[str, Any]:
     if not tried:
         return {"estimated_minutes": None}
     seconds = sum(shop.seconds.values()) * sum(clip.estimated_bytes for clip in clips) / tried
-    return {"estimated_minutes": round(seconds / 60 / max(1, config.workers), 4)}
+    workers = os.cpu_count() or 1 if config.workers is None else max(1, config.workers)
+    return {"estimated_minutes": round(seconds / 60 / workers, 4)}

@@ -79,8 +79,9 @@ class Recipe(Config):
 class IngestConfig(Config):
     """One ingest: corpus module, source and output (local folders or `s3://` prefixes), recipe.
 
-    `workers` 0 builds in this process; otherwise Ray Data builds that many shards at a time. `replay_failures` is
-    another data set of the same corpus: only the clips that failed there are built, into a child of it.
+    `workers` 0 builds in this process; otherwise Ray Data builds that many shards at a time, None as many as the
+    cluster (or this machine) has CPUs. `replay_failures` is another data set of the same corpus: only the clips that
+    failed there are built, into a child of it.
     """
 
     kind: Literal["ingest"] = "ingest"
@@ -89,7 +90,7 @@ class IngestConfig(Config):
     output: str
     name: str
     recipe: Recipe = Recipe()
-    workers: int = Field(default=2, ge=0)
+    workers: int | None = Field(default=None, ge=0)
     replay_failures: str = ""
 
 
