@@ -1,11 +1,15 @@
-"""Any folder of videos. Optional `labels.csv` at its top: columns `path`, `text`, `label`, one line a video.
+"""Any folder of videos, and optionally a table at its top: labels.csv, labels.json, labels.jsonl or labels.parquet.
 
-Without it the text is that of `NAME.txt` beside `NAME.mp4`, and the label is the name of the video's folder.
+Its columns: `path`, and any of `text` (or `caption`), `label`, `split`, `start_s`, `end_s`. Several rows of one path
+with different seconds are several clips. A video that the table does not name is a clip too: its text is that of
+`NAME.txt` beside `NAME.mp4`, and its label is the name of its folder.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,25 +17,25 @@ import numpy.typing as npt
 from infra.errors import InputError
 from infra.media import VIDEO_SUFFIXES
 from infra.storage import join, list_names, read_bytes
-from ingest.corpora.tables import read_table
+from ingest.corpora.tables import TABLE_SUFFIXES, read_table, seconds
 from ingest.schema import Clip, SourceVideo
 
-LABELS = "labels.csv"
+LABELS = tuple(f"labels{suffix}" for suffix in TABLE_SUFFIXES)
 
 
 def list_clips(root: str) -> list[Clip]:
-    """One clip per video file, recursively; hidden files and folders are left out."""
+    """A clip per row of the table and per video without one, recursively; hidden files and folders are left out."""
     names = list_names(root, recursive=True)
     videos = [name for name in names if is_video(name)]
     if not videos:
         expected = ", ".join(VIDEO_SUFFIXES)
         raise InputError(f"{root} holds no video file.", remedy=f"Expected files ending in {expected}.")
-    labels = _read_labels(root) if LABELS in names else {}
-    unknown = sorted(set(labels) - set(videos))
-    if unknown:
-        raise InputError(f"{join(root, LABELS)} names {unknown[0]!r}, which is no video of that folder.")
+    rows = _read_labels(root, [name for name in LABELS if name in names])
     captions = {name for name in names if name.endswith(".txt")}
-    return [_clip(root, name, labels, captions) for name in videos]
+    clips = [clip for name in videos for clip in _clips(root, name, rows.pop(name, []), captions)]
+    if rows:
+        raise InputError(f"the table of {root} names {min(rows)!r}, which is no video of that folder.")
+    return sorted(clips, key=lambda clip: clip.source_id)
 
 
 def read_trajectory(root: str, clip: Clip) -> dict[str, npt.NDArray[np.generic]]:
@@ -45,25 +49,61 @@ def is_video(name: str) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
-def _clip(root: str, name: str, labels: dict[str, dict[str, str]], captions: set[str]) -> Clip:
-    row = labels.get(name)
-    caption = str(PurePosixPath(name).with_suffix(".txt"))
-    problem, text = "", ""
-    if row is not None:
-        text = row.get("text") or ""
-    elif caption in captions:
-        try:
-            text = read_bytes(join(root, caption)).decode().strip()
-        except UnicodeDecodeError:
-            problem = f"{caption} is not UTF-8 text"
-    parent = PurePosixPath(name).parent.name
-    label = (row.get("label") or "") if row is not None else parent
-    return Clip(source_id=name, videos=(SourceVideo(path=name),), text=text, label=label, problem=problem)
+def _clips(root: str, name: str, rows: list[dict[str, str]], captions: set[str]) -> list[Clip]:
+    video = (SourceVideo(path=name),)
+    if not rows:
+        text, problem = _caption(root, str(PurePosixPath(name).with_suffix(".txt")), captions)
+        return [Clip(source_id=name, videos=video, text=text, label=PurePosixPath(name).parent.name, problem=problem)]
+    spans = {_span(row): row for row in rows}
+    return [
+        Clip(
+            # A row without seconds is the whole video and keeps its name.
+            source_id=name if span == ("", "") else f"{name}@{span[0] or 0}-{span[1] or 'end'}",
+            videos=video,
+            text=row.get("text") or row.get("caption") or "",
+            label=row.get("label", ""),
+            metadata={"source_split": row["split"]} if row.get("split") else {},
+            **_seconds(row),
+        )
+        for span, row in spans.items()
+    ]
 
 
-def _read_labels(root: str) -> dict[str, dict[str, str]]:
-    place = join(root, LABELS)
-    columns, rows = read_table(place)
-    if "path" not in columns:
-        raise InputError(f"{place} has no column 'path'.", remedy="Its first line must be: path,text,label")
-    return {row["path"]: row for row in rows}
+def _caption(root: str, place: str, captions: set[str]) -> tuple[str, str]:
+    """(text, what is wrong with it)."""
+    if place not in captions:
+        return "", ""
+    try:
+        return read_bytes(join(root, place)).decode().strip(), ""
+    except UnicodeDecodeError:
+        return "", f"{place} is not UTF-8 text"
+
+
+def _span(row: dict[str, str]) -> tuple[str, str]:
+    return row.get("start_s", "").strip(), row.get("end_s", "").strip()
+
+
+def _seconds(row: dict[str, str]) -> dict[str, Any]:
+    """The clip's fields for its seconds, or for what is wrong with them."""
+    said = _span(row)
+    values = [None if text == "" else seconds(text) for text in said]
+    start, end = values
+    if any(text and value is None for text, value in zip(said, values, strict=True)) or (start or 0) >= (end or 1e12):
+        return {"problem": f"its row has start_s {said[0]!r} and end_s {said[1]!r}: no span of a video"}
+    return {"start_s": start, "end_s": end}
+
+
+def _read_labels(root: str, tables: list[str]) -> dict[str, list[dict[str, str]]]:
+    if len(tables) > 1:
+        raise InputError(f"{root} holds {' and '.join(tables)}.", remedy="Keep one of them.")
+    rows_of: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for table in tables:
+        columns, rows = read_table(join(root, table))
+        if "path" not in columns:
+            raise InputError(
+                f"{join(root, table)} has no column 'path'.",
+                remedy="Columns: path, text, label, split, start_s, end_s.",
+            )
+        for row in rows:
+            rows_of[row["path"]].append(row)
+    return rows_of

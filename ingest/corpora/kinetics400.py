@@ -9,7 +9,6 @@ A row without a file is listed too: Kinetics loses videos every year, and the le
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -18,7 +17,7 @@ from typing import Any
 from infra.errors import InputError
 from infra.storage import join, list_names
 from ingest.corpora.folder import is_video, read_trajectory
-from ingest.corpora.tables import read_table
+from ingest.corpora.tables import read_table, seconds
 from ingest.schema import Clip, SourceVideo
 
 __all__ = ["list_clips", "read_trajectory"]
@@ -71,7 +70,7 @@ def _of_row(row: dict[str, str], table: str, by_stem: dict[str, str]) -> Clip:
     label, video = row["label"].strip(), row["youtube_id"].strip()
     split = (row.get("split") or PurePosixPath(table).stem).strip()
     known: dict[str, Any] = {"text": label, "label": label, "metadata": {"youtube_id": video, "source_split": split}}
-    start, end = _seconds(row["time_start"]), _seconds(row["time_end"])
+    start, end = seconds(row["time_start"]), seconds(row["time_end"])
     if start is None or end is None or start >= end or not PLAIN_NAME.fullmatch(video):
         said = f"{video!r}, seconds {row['time_start']!r} to {row['time_end']!r}"
         source_id = f"{video}_{row['time_start']}_{row['time_end']}"
@@ -82,12 +81,3 @@ def _of_row(row: dict[str, str], table: str, by_stem: dict[str, str]) -> Clip:
     whole = by_stem.get(video)
     span: dict[str, Any] = {"start_s": start, "end_s": end} if whole else {}
     return Clip(source_id=stem, videos=(SourceVideo(path=whole or f"{stem}.mp4"),), **span, **known)
-
-
-def _seconds(text: str) -> float | None:
-    """A time from 0 on; None for anything else."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and value >= 0 else None

@@ -1,5 +1,6 @@
 """Source layouts: what is listed, with which words and arrays, and what a wrong layout says."""
 
+import csv
 import io
 import json
 import os
@@ -7,6 +8,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from infra.errors import ConfigError, InputError
@@ -60,6 +63,56 @@ def test_folder_labels_file_wins_and_must_name_videos(tmp_path):
     (tmp_path / "labels.csv").write_text("file,text\nx/a.mp4,hello\n")
     with pytest.raises(InputError, match="column 'path'"):
         folder.list_clips(str(tmp_path))
+
+
+ROWS = [
+    {"path": "x/a.mp4", "caption": "lift, slowly", "label": "lift", "split": "val", "start_s": 0.5, "end_s": 2.25},
+    {"path": "x/a.mp4", "caption": "put down", "label": None, "split": None, "start_s": 2.25, "end_s": None},
+    {"path": "x/b.mp4", "caption": "no span", "label": "odd", "split": "train", "start_s": 3, "end_s": 1},
+]
+
+
+def write_rows(folder: Path, suffix: str) -> None:
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), folder / "labels.parquet")
+    elif suffix == "json":
+        write_json(folder / "labels.json", ROWS)
+    elif suffix == "jsonl":
+        (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    else:
+        with (folder / "labels.csv").open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(ROWS[0]))
+            writer.writeheader()
+            writer.writerows(ROWS)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl", "parquet"])
+def test_tables_of_every_format_give_the_same_clips(tmp_path, suffix):
+    touch(tmp_path, "x/a.mp4", "x/b.mp4")
+    write_rows(tmp_path, suffix)
+    first, second, third = folder.list_clips(str(tmp_path))
+    assert (first.source_id, first.text, first.label) == ("x/a.mp4@0.5-2.25", "lift, slowly", "lift")
+    assert (first.start_s, first.end_s, first.metadata) == (0.5, 2.25, {"source_split": "val"})
+    assert (second.source_id, second.start_s, second.end_s, second.label) == ("x/a.mp4@2.25-end", 2.25, None, "")
+    assert "no span" in third.problem and third.text == "no span"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("labels.json", b"[1]", "no list of objects"),
+        ("labels.json", b"[", "is not JSON"),
+        ("labels.json", b'[{"path": ["a"]}]', "list in column 'path'"),
+        ("labels.parquet", b"PAR1", "no Parquet file"),
+        ("labels.csv", b"path\n\xff\n", "not UTF-8"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_named(tmp_path, name, content, words):
+    touch(tmp_path, "a.mp4")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words) as caught:
+        folder.list_clips(str(tmp_path))
+    assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.fixture
