@@ -6,7 +6,7 @@ gives fewer frames than it stores ends as `short_decode`, never as a shorter vid
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,23 +48,26 @@ def decode_planes(
     source: Source,
     timeline: Timeline,
     *,
-    size: tuple[int, int],
+    size: Callable[[int, int], tuple[int, int]],
     full_range: bool,
     span: tuple[int, int] | None = None,
     stride: int = 1,
     limits: VideoLimits = DEFAULT_LIMITS,
 ) -> Iterator[Planes]:
-    """The frames `span[0], span[0] + stride, ...` scaled to `size` (width, height) as upright pictures.
+    """The frames `span[0], span[0] + stride, ...` as upright pictures, all of one size.
 
-    `full_range` is what JPEG stores; video uses the limited one. Raises `MediaError`.
+    `size` maps the (width, height) of the first one to that. `full_range` is what JPEG stores; video uses the limited
+    one. Raises `MediaError`.
     """
     scaler = VideoReformatter()
     colour_range = ColorRange.JPEG if full_range else ColorRange.MPEG
+    wanted: tuple[int, int] | None = None
     for number, frame in decode_span(source, timeline, span=span, limits=limits):
         if (number - (span[0] if span else 0)) % stride:
             continue
         turns = _quarter_turns(frame)
-        width, height = size if turns % 2 == 0 else (size[1], size[0])
+        wanted = wanted or size(*_upright(frame, turns))
+        width, height = wanted if turns % 2 == 0 else wanted[::-1]
         scaled = scaler.reformat(
             frame,
             width=width,
@@ -95,8 +98,7 @@ def upright_size(source: Source, *, limits: VideoLimits = DEFAULT_LIMITS) -> tup
     """(width, height) as shown: a camera's rotation flag swaps them. Decodes one frame."""
     with open_video(source, limits=limits) as (container, stream):
         for frame in container.decode(stream):
-            swap = _quarter_turns(frame) % 2
-            return (frame.height, frame.width) if swap else (frame.width, frame.height)
+            return _upright(frame, _quarter_turns(frame))
     raise MediaError("short_decode", "no frame was decoded")
 
 
@@ -228,6 +230,10 @@ def _stamp(frame: Any, number: int, timeline: Timeline, *, whole: bool) -> int:
 def _quarter_turns(frame: Any) -> int:
     """Counter-clockwise quarter turns that put the picture upright."""
     return round((frame.rotation or 0) / 90) % 4
+
+
+def _upright(frame: Any, turns: int) -> tuple[int, int]:
+    return (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
 
 
 def _plane(plane: Any, turns: int) -> Image:

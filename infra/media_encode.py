@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -141,12 +142,20 @@ def encode_video(frames: Iterable[Image], path: Path, *, fps: float, crf: int = 
     return count
 
 
-def h264_of_planes(frames: Iterable[Planes], *, fps: float, size: tuple[int, int], settings: H264Settings) -> bytes:
-    """A whole MP4 in memory. It passes through a file because a player's index is moved to the front at the end."""
+def h264_of_planes(frames: Iterable[Planes], *, fps: float, settings: H264Settings) -> bytes:
+    """A whole MP4 in memory. It passes through a file because a player's index is moved to the front at the end.
+
+    Raises `MediaError` on no frame.
+    """
+    iterator = iter(frames)
+    first = next(iterator, None)
+    if first is None:
+        raise MediaError("empty", "no frame to encode")
+    height, width = first.y.shape
     with tempfile.TemporaryDirectory(prefix="foreframe-") as folder:
         path = Path(folder) / "video.mp4"
-        with H264Writer(path, fps=fps, size=size, settings=settings) as writer:
-            for planes in frames:
+        with H264Writer(path, fps=fps, size=(width, height), settings=settings) as writer:
+            for planes in chain([first], iterator):
                 writer.add_planes(planes)
         return path.read_bytes()
 
