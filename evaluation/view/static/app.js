@@ -26,8 +26,8 @@ function drawClip(row) {
   return [
     el("p", { className: "title" }, row.text || row.source_id),
     el("p", { className: "under" },
-      chip(row.label), row.split !== "train" && chip(row.split, "split"), row.unverified && chip("unverified", "warn"),
       el("span", { className: "mono" }, row.key),
+      chip(row.label), row.split !== "train" && chip(row.split, "split"), row.unverified && chip("unverified", "warn"),
       el("span", { className: "push" }, `${grouped(row.num_frames)} frames · ${row.duration}`)),
   ];
 }
@@ -73,6 +73,7 @@ async function poll() {
   const broken = problems ? `${grouped(problems)} records cannot be read` : "";
   $("progress-text").textContent = read < all ? `reading ${grouped(read)} of ${grouped(all)}` : broken;
   $("reading").title = dataset.problems.join("\n");
+  $("reading").classList.toggle("warn", problems > 0);
   await refresh(true);
   if (read < all) setTimeout(() => poll().catch(() => {}), POLL_MS);
 }
