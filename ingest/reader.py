@@ -24,7 +24,7 @@ from infra.errors import DataError, ForeframeError, InputError
 from infra.media_decode import decode_video
 from infra.media_encode import decode_jpeg
 from infra.settings import settings
-from infra.storage import absolute, exists, is_remote, join, read_bytes
+from infra.storage import absolute, exists, is_remote, join, read_bytes, read_range
 from ingest.cache import ShardCache
 from ingest.index import ShardIndex
 from ingest.schema import (
@@ -63,6 +63,7 @@ class ShardDataset:
         self._ends = np.cumsum(np.asarray(sizes, np.int64))
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._records: OrderedDict[int, SampleRecord] = OrderedDict()
+        self._indices: dict[int, ShardIndex] = {}
         self._samples = np.arange(sum(sizes), dtype=np.int64)
         if split is not None:
             chosen = [index for index in range(sum(sizes)) if self._split_of(index) == split]
@@ -72,7 +73,7 @@ class ShardDataset:
         return len(self._samples)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict(), "_records": OrderedDict()}
+        return {**self.__dict__, "_open": OrderedDict(), "_records": OrderedDict(), "_indices": {}}
 
     @property
     def layout(self) -> Layout:
@@ -95,16 +96,27 @@ class ShardDataset:
         number = self._sample(index)
         if number not in self._records:
             shard, sample = self._locate(number)
-            try:
-                record = SampleRecord.parse(json.loads(shard.read(sample, "json")))
-            except (ValueError, ForeframeError) as error:
-                raise DataError(f"{shard.describe(sample)}: its json is not a sample record: {error}") from None
-            if record.key != shard.index.keys[sample] or not record.cameras:
-                raise DataError(f"{shard.describe(sample)}: its json names key {record.key!r} or no camera.")
+            record = _parse_record(shard.read(sample, "json"), shard.index.keys[sample], shard.describe(sample))
             self._records[number] = record
             while len(self._records) > MAX_CACHED_RECORDS:
                 self._records.popitem(last=False)
         return self._records[number]
+
+    def peek(self, index: int) -> SampleRecord:
+        """`record` for a walk over all samples: of an `s3://` data set only the record's own bytes come, no shard."""
+        if not is_remote(self.url):
+            return self.record(index)
+        position, sample = self._place(self._sample(index))
+        receipt = self.manifest.receipts[position]
+        if position not in self._indices:
+            self._indices[position] = ShardIndex(index_of(self.url, receipt, cache=self._cache))
+        members, name = self._indices[position], shard_name(receipt.shard)
+        row = members.find(sample, "json")
+        if row is None:
+            raise DataError(f"{name}/{members.keys[sample]} has no member 'json'.")
+        place = join(self.url, f"{name}.tar")
+        data = read_range(place, int(members.offsets[row]), int(members.lengths[row]))
+        return _parse_record(data, members.keys[sample], f"{name}/{members.keys[sample]}")
 
     def num_frames(self, index: int, camera: str | None = None) -> int:
         """Stored frames of one camera."""
@@ -141,6 +153,16 @@ class ShardDataset:
         shard, sample = self._locate(self._sample(index))
         _check_frames(frame_indices, record.num_frames, shard.describe(sample))
         return decode_video(shard.read(sample, video_suffix(name)), list(frame_indices))
+
+    def video_num_bytes(self, index: int, camera: str | None = None) -> int:
+        """Size of a camera's stored mp4; layout `video` only."""
+        shard, row = self._video(index, camera)
+        return int(shard.index.lengths[row])
+
+    def video(self, index: int, camera: str | None = None, *, start: int = 0, num_bytes: int | None = None) -> bytes:
+        """A camera's stored mp4, or `num_bytes` of it from byte `start`: one `pread`; layout `video` only."""
+        shard, row = self._video(index, camera)
+        return shard.pread(row, start=start, num_bytes=num_bytes)
 
     def arrays(self, index: int) -> dict[str, npt.NDArray[Any]]:
         """Actions, proprioception and whatever else the sample's npz holds; empty when it has none."""
@@ -180,9 +202,19 @@ class ShardDataset:
             raise InputError(f"sample {record.key} has no camera {name!r}, only {sorted(record.cameras)}.")
         return name, record.cameras[name]
 
+    def _video(self, index: int, camera: str | None) -> tuple[OpenShard, int]:
+        if self.layout != "video":
+            raise InputError(f"{self.url} has layout {self.layout!r}, which stores no videos.", remedy="Use jpegs().")
+        name, _ = self._camera(index, camera)
+        shard, sample = self._locate(self._sample(index))
+        row = shard.index.find(sample, video_suffix(name))
+        if row is None:
+            raise DataError(f"{shard.describe(sample)} has no member {video_suffix(name)!r}.")
+        return shard, row
+
     def _locate(self, number: int) -> tuple[OpenShard, int]:
         """(open shard, sample in it) of a sample of the whole data set."""
-        position = int(np.searchsorted(self._ends, number, side="right"))
+        position, sample = self._place(number)
         shard = self._open.get(position)
         if shard is None:
             shard = open_shard(self.url, self.manifest.receipts[position], cache=self._cache)
@@ -191,7 +223,12 @@ class ShardDataset:
                 self._open.popitem(last=False)
         else:
             self._open.move_to_end(position)
-        return shard, number - int(self._ends[position]) + self.manifest.receipts[position].num_samples
+        return shard, sample
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """(shard's position in the manifest, sample in it) of a sample of the whole data set."""
+        position = int(np.searchsorted(self._ends, number, side="right"))
+        return position, number - int(self._ends[position]) + self.manifest.receipts[position].num_samples
 
 
 class OpenShard:
@@ -325,6 +362,16 @@ def _check_frames(frame_indices: Sequence[int], num_frames: int, where: str) -> 
     for frame in frame_indices:
         if not 0 <= frame < num_frames:
             raise InputError(f"{where} has no frame {frame}: it stores {num_frames}.")
+
+
+def _parse_record(data: bytes, key: str, where: str) -> SampleRecord:
+    try:
+        record = SampleRecord.parse(json.loads(data))
+    except (ValueError, ForeframeError) as error:
+        raise DataError(f"{where}: its json is not a sample record: {error}") from None
+    if record.key != key or not record.cameras:
+        raise DataError(f"{where}: its json names key {record.key!r} or no camera.")
+    return record
 
 
 def _load_arrays(data: bytes, where: str) -> dict[str, npt.NDArray[Any]]:

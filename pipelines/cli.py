@@ -222,6 +222,18 @@ def report(
 
 
 @app.command()
+def view(
+    url: Annotated[str, typer.Argument(metavar="OUT", help="Folder or s3:// prefix of a data set.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
+) -> None:
+    """Browse a data set on loopback: clips with cameras, captions and arrays, and what was refused. Ctrl-C ends it."""
+    from evaluation.view.run import view as show
+
+    show(url, port=port, browser=browser, announce=typer.echo)
+
+
+@app.command()
 def lineage(
     target: Annotated[str, typer.Argument(help="Folder, digest, or a registered model: foreframe-policy@champion.")],
 ) -> None:

@@ -15,7 +15,7 @@ from pipelines.cli_calls import by_stage
 
 VERBS = {
     "demo", "doctor", "up", "down", "deploy", "run", "ingest", "pretrain", "train-policy", "evaluate", "promote",
-    "report", "lineage", "verify", "serve", "convert-policy",
+    "report", "view", "lineage", "verify", "serve", "convert-policy",
 }  # fmt: skip
 
 TOOLS = {"preview", "convert", "cache"}  # of finetune
