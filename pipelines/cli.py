@@ -30,6 +30,7 @@ from pipelines.cli_calls import (
     verdict,
 )
 from pipelines.cli_finetune import finetune
+from pipelines.cli_ingest import CORPORA, ingest, verify, view
 from pipelines.cli_policy import convert_policy, evaluate, serve, train_policy
 from pipelines.console import set_up_logging, table
 
@@ -41,6 +42,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(finetune, name="finetune")
+app.command("ingest", epilog="\n\n".join(f"{name}: {what}" for name, what in CORPORA.items()))(ingest)
+app.command("verify")(verify)
+app.command("view")(view)
 app.command("train-policy")(train_policy)
 app.command("evaluate")(evaluate)
 app.command("serve")(serve)
@@ -156,33 +160,6 @@ def run(
 
 
 @app.command()
-def ingest(
-    *,
-    corpus: Annotated[
-        str, typer.Argument(help="Source format: annotated, folder, kinetics400, metaworld or something_something_v2.")
-    ],
-    source: Annotated[str, typer.Argument(help="Folder or s3:// prefix of the corpus.")],
-    out: Annotated[str, typer.Argument(help="Folder or s3:// prefix of the data set.")],
-    layout: Annotated[str, typer.Option(help="frames (pictures) or video (H.264).")] = "frames",
-    name: Annotated[str, typer.Option(help="Name of the data set; default: the corpus's.")] = "",
-    override: Overrides = None,
-    dry_run: DryRun = False,
-) -> None:
-    """Turn a corpus into a data set. Killed or repeated, it goes on from what is committed."""
-    from infra.config import override as apply
-    from ingest import job, main
-    from ingest.recipe import IngestConfig
-
-    values = {"corpus": corpus, "source": source, "output": out, "name": name or corpus, "recipe": {"layout": layout}}
-    config = apply(IngestConfig.parse(values), override or [])
-    if dry_run:
-        typer.echo(json.dumps(job.describe(config), indent=2))
-        return
-    manifest = main.run(config)
-    typer.echo(f"{out}: {manifest.num_samples} samples, {manifest.num_frames} frames, {manifest.num_failures} refused")
-
-
-@app.command()
 def pretrain(
     preset: Annotated[str, typer.Option(help="tiny, vits16 or vitb16.")] = "tiny",
     data: Annotated[str, typer.Option(help="Data set of layout frames; default: the simulated one.")] = "",
@@ -222,18 +199,6 @@ def report(
 
 
 @app.command()
-def view(
-    url: Annotated[str, typer.Argument(metavar="OUT", help="Folder or s3:// prefix of a data set.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 0,
-    browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
-) -> None:
-    """Browse a data set on loopback: clips with cameras, captions and arrays, and what was refused. Ctrl-C ends it."""
-    from evaluation.view.run import view as show
-
-    show(url, port=port, browser=browser, announce=typer.echo)
-
-
-@app.command()
 def lineage(
     target: Annotated[str, typer.Argument(help="Folder, digest, or a registered model: foreframe-policy@champion.")],
 ) -> None:
@@ -249,16 +214,6 @@ def lineage(
             f"{len(found.missing)} digests lead nowhere, first {found.missing[0].id[:12]}.",
             remedy="Their records lie outside the home folder, or were removed.",
         )
-
-
-@app.command()
-def verify(url: Annotated[str, typer.Argument(help="Folder or s3:// prefix of a data set.")]) -> None:
-    """Check a data set against its manifest: hashes, names, counts. Exit code 1 if something is wrong."""
-    from ingest.verify import verify as check
-
-    problems = check(url)
-    typer.echo("\n".join(problems) or "sound")
-    raise typer.Exit(bool(problems))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from infra.config import Config
 from infra.digests import sha256_json
 from ingest.simulators.metaworld import CONTROL_HZ, MAX_EPISODE_STEPS, RenderFlags, check_camera, check_task
+from ingest.simulators.sentences import TASKS
 
 # What decides one episode's bytes; the rest says how many there are, where they go and who makes them.
 EPISODE_FIELDS = ("camera", "size", "goal_marker", "noise", "keep_after_success", "max_steps", "fps", "crf", "gop")
@@ -19,6 +20,8 @@ GoalMarker = Literal["auto", "hidden", "visible"]
 
 class SimulateConfig(Config):
     """Demonstrations of the scripted oracles: `episodes` successes of each task, from `first_seed` upwards.
+
+    `tasks` are names, or "all" alone for the fifty of them.
 
     `noise` is the standard deviation of the Gaussian added to the executed xyz of the action (the label stays clean);
     `keep_after_success` frames follow the first success; a seed without success within `max_steps` is passed over.
@@ -48,6 +51,8 @@ class SimulateConfig(Config):
     @field_validator("tasks")
     @classmethod
     def _known_tasks(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        if tasks == ("all",):
+            return TASKS
         if len(set(tasks)) != len(tasks):
             raise ValueError(f"a task is named twice in {tasks}")
         return tuple(check_task(task) for task in tasks)
