@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,7 +48,13 @@ def ingest(
     from ingest import job, main
     from ingest.recipe import IngestConfig
 
-    values = {"corpus": corpus, "source": source, "output": out, "name": name or corpus, "recipe": {"layout": layout}}
+    values: dict[str, Any] = {
+        "corpus": corpus,
+        "source": source,
+        "output": out,
+        "name": name or corpus,
+        "recipe": {"layout": layout},
+    }
     values |= {"workers": workers, "replay_failures": replay_failures}
     config = apply(IngestConfig.parse(values), override or [])
     if simulate is not None:
