@@ -1,4 +1,4 @@
-"""What `ingest-corpus` leaves on the flow's page and its tracker run: counters of one name, and a page of the data set."""
+"""What `ingest-corpus` leaves on the flow's page and its tracker run: counters of one name, the page of its data."""
 
 import json
 from pathlib import Path
