@@ -15,11 +15,13 @@ from typing import Any
 from infra.digests import pretty_json, sha256_bytes, short
 from infra.errors import DataError, InputError, TooManyFailuresError
 from infra.faults import fault_point
+from infra.ray_metrics import RayMetrics
 from infra.storage import absolute, create_only, exists, join, read_bytes, read_json
 from ingest.build import build_shard, sweep
 from ingest.corpora import corpus_module
 from ingest.estimate import estimate
 from ingest.plan import PLAN_NAME, Plan, PlannedShard, make_plan
+from ingest.progress import Progress
 from ingest.reader import MANIFEST_NAME, load_manifest
 from ingest.receipt import committed_shards, failure_ledger, read_receipt
 from ingest.recipe import IngestConfig
@@ -137,10 +139,16 @@ def _build_all(plan: Plan, config: IngestConfig) -> list[Receipt]:
     missing.sort(key=lambda shard: -shard.estimated_bytes)  # the longest first, so that the end is not one of them
     if committed:
         log.info("resuming: %d of %d shards are committed", len(receipts), len(plan.shards))
+    progress, metrics = Progress({shard.shard: shard.estimated_bytes for shard in plan.shards}), RayMetrics()
+    for receipt in receipts:
+        progress.add(receipt, resumed=True)
     for receipt in _build(missing, plan, config):
         receipts.append(receipt)
-        log.info("shard %d committed (%d of %d)", receipt.shard, len(receipts), len(plan.shards))
+        if line := progress.add(receipt):
+            log.info("%s", line)
+        metrics.publish(progress.counters(), progress.rates())
         _check_failures(receipts, plan, config)
+    log.info("%s", progress.finish())
     return sorted(receipts, key=lambda receipt: receipt.shard)
 
 

@@ -191,11 +191,12 @@ def promote(
 def report(
     kind: Annotated[str, typer.Argument(help="demo, video, policy, dataset or result.")],
     path: Annotated[str, typer.Argument(help="Folder or s3:// prefix.")],
+    source: Annotated[str, typer.Option(help="With dataset: its corpus, to show what was refused.")] = "",
 ) -> None:
     """Write the HTML report of a demo, a video model, a policy, a data set or an evaluation."""
     from evaluation.report.run import build
 
-    typer.echo(str(build(kind, path)))
+    typer.echo(str(build(kind, path, source=source)))
 
 
 @app.command()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from prefect import task
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run, task_run
@@ -88,6 +88,10 @@ class FlowRun:
     def table(self, key: str, rows: list[dict[str, Any]], description: str) -> None:
         """A table on the flow run's page."""
         create_table_artifact(table=rows, key=artifact_key(key), description=description)
+
+    def note(self, key: str, markdown: str) -> None:
+        """A few lines on the flow run's page."""
+        create_markdown_artifact(markdown=markdown, key=artifact_key(key))
 
 
 def artifact_key(text: str) -> str:

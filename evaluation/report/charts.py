@@ -1,8 +1,9 @@
-"""Small charts as inline SVG: lines over steps, dots with intervals, counted bars. Colours come from the page."""
+"""Small charts as inline SVG: lines, dots with intervals, histograms, counted bars. Colours come from the page."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ WIDTH = 320.0
 HEIGHT = 200.0
 LEFT, RIGHT, TOP, BOTTOM = 42.0, 10.0, 8.0, 38.0
 MAX_POINTS = 300
+MAX_LABELS = 8  # below a histogram
+NUM_BINS = 14
+TAIL = 3.0  # times the spread of all but the last two per cent
 Points = Sequence[tuple[float, float]]
 
 
@@ -156,11 +160,85 @@ def interval_chart(
     return Markup("").join(parts)
 
 
-def bar_chart(bars: Sequence[tuple[str, int]], *, title: str) -> Markup:
-    """One row a bar: its label, a bar as long as its share of the largest, its count."""
+@dataclass(frozen=True)
+class Histogram:
+    """Counts between ascending edges. `is_open`: the last bin holds everything beyond as well; `is_whole`: a bin is a
+    whole number.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    is_open: bool = False
+    is_whole: bool = False
+
+
+def histogram(values: Sequence[float], *, whole: bool = False, num_bins: int = NUM_BINS) -> Histogram:
+    """About `num_bins` bins with round edges (whole numbers with `whole`); a long thin tail goes into the last one."""
+    ordered = sorted(value for value in values if math.isfinite(value))
+    if not ordered:
+        return Histogram((), ())
+    low, high = ordered[0], ordered[-1]
+    # One clip of an hour among thousands of seconds would leave a single bar.
+    typical = ordered[math.ceil(0.98 * len(ordered)) - 1]
+    is_open = high - low > TAIL * (typical - low) > 0
+    if high - low <= 1e-6 * max(abs(low), abs(high)) or high - low < 1e-12:
+        is_open, half = False, abs(low) / 4 or 1.0
+        low, high = low - half if low < 0 else max(low - half, 0.0), high + half
+    edges = nice_ticks(low, typical if is_open else high, count=num_bins + 1)
+    is_whole = whole and edges[1] - edges[0] <= 1
+    if is_whole:
+        edges = [float(edge) for edge in range(math.floor(low), math.floor(high) + 2)]
+    if edges[-1] <= ordered[-1] and not is_open:
+        edges.append(2 * edges[-1] - edges[-2])
+    counts = [0] * (len(edges) - 1)
+    for value in ordered:
+        counts[min(max(bisect_right(edges, value) - 1, 0), len(counts) - 1)] += 1
+    return Histogram(tuple(edges), tuple(counts), is_open, is_whole)
+
+
+def histogram_chart(data: Histogram, *, title: str, x_label: str) -> Markup:
+    """Columns that touch; each says its bin and count to whoever points at it."""
+    if not data.counts:
+        return Markup("")
+    y_ticks = [tick for tick in nice_ticks(0, max(data.counts), count=4) if tick == round(tick)]
+    top = max(y_ticks[-1], *data.counts)
+    step = (WIDTH - LEFT - RIGHT) / len(data.counts)
+    floor = HEIGHT - BOTTOM
+    parts = [_open(WIDTH, HEIGHT, title)]
+    for tick in y_ticks:
+        y = floor - tick / top * (floor - TOP)
+        parts += [_grid(LEFT, y, WIDTH - RIGHT, y), _label(LEFT - 7, y + 4, number(tick), anchor="end")]
+    for index, count in enumerate(data.counts):
+        height = count / top * (floor - TOP)
+        parts.append(
+            Markup(
+                '<rect class="count" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
+            ).format(LEFT + index * step + 0.5, floor - height, max(step - 1, 0.5), height, _bin_words(data, index))
+        )
+    every = math.ceil(len(data.edges) / MAX_LABELS)
+    # A column that stands for one whole number is labelled below its middle.
+    shift = step / 2 if data.is_whole else 0.0
+    for index in range(0, len(data.edges) - data.is_whole, every):
+        text = "more" if data.is_open and index == len(data.counts) else number(data.edges[index])
+        parts.append(_label(LEFT + index * step + shift, floor + 17, text, anchor="middle"))
+    parts.append(_label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, x_label, anchor="middle"))
+    parts.append(Markup("</svg>"))
+    return Markup("").join(parts)
+
+
+def _bin_words(data: Histogram, index: int) -> str:
+    low, high = number(data.edges[index]), number(data.edges[index + 1])
+    if data.is_whole and not data.is_open:
+        return f"{low}: {data.counts[index]}"
+    span = f"{low} and more" if data.is_open and index == len(data.counts) - 1 else f"{low} to {high}"
+    return f"{span}: {data.counts[index]}"
+
+
+def bar_chart(bars: Sequence[tuple[str, int]], *, title: str, is_small: bool = False) -> Markup:
+    """One row a bar: its label, a bar as long as its share of the largest, its count. `is_small`: to fit a panel."""
     if not bars:
         return Markup("")
-    width, row_height, left, right = 720.0, 24.0, 150.0, 90.0
+    width, row_height, left, right = (WIDTH, 22.0, 84.0, 62.0) if is_small else (720.0, 24.0, 150.0, 90.0)
     largest = max(count for _, count in bars) or 1
     parts = [_open(width, row_height * len(bars), title)]
     for index, (label, count) in enumerate(bars):

@@ -24,10 +24,22 @@ SectionName = Literal[
     "configs",
     "versions",
     "reproduce",
+    "overview",
+    "sheets",
+    "distributions",
+    "captions",
+    "failures",
+    "filtered",
+    "times",
 ]
 ALL_SECTIONS: tuple[SectionName, ...] = get_args(SectionName)
-# A report of the whole line, one of a video model alone, one of a policy.
-LINE_SECTIONS: tuple[SectionName, ...] = tuple(name for name in ALL_SECTIONS if name != "video")
+# A report of one data set, of the whole line, of a video model alone, of a policy.
+DATASET_SECTIONS: tuple[SectionName, ...] = (
+    "overview", "sheets", "distributions", "captions", "failures", "filtered", "times", "reproduce",
+)  # fmt: skip
+LINE_SECTIONS: tuple[SectionName, ...] = tuple(
+    name for name in ALL_SECTIONS if name == "reproduce" or name not in ("video", *DATASET_SECTIONS)
+)
 VIDEO_SECTIONS: tuple[SectionName, ...] = (
     "line", "training", "video", "data", "lineage", "configs", "versions", "reproduce",
 )  # fmt: skip

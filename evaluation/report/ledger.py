@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from evaluation.report.assets import THUMBNAIL_SIDE, Asset, AssetBox
 from evaluation.report.frames import first_frame_at, stays_inside
@@ -19,6 +19,7 @@ from ingest.schema import Failure, Manifest
 log = logging.getLogger(__name__)
 
 MAX_LISTED = 200
+MIN_LISTED = 10  # of each reason, however many there are
 MAX_SAMPLES = 12
 SAMPLE_SIDE = 220
 # A file refused for one of these has no picture to show, or hurt the decoder once already.
@@ -74,6 +75,18 @@ class FailureRow:
     message: str
     sha256: str
     thumbnail: Asset | None
+    num_clips: int = 1
+
+
+@dataclass(frozen=True)
+class FailureGroup:
+    """All clips refused for one reason. Clips of one source that say the same share a row; `rows` may not be all."""
+
+    reason: str
+    words: str
+    count: int
+    num_rows: int
+    rows: tuple[FailureRow, ...]
 
 
 @dataclass(frozen=True)
@@ -125,10 +138,33 @@ def dataset_view(
     )
 
 
+def engine_words(manifest: Manifest) -> str:
+    """The versions that decided the bytes of the first shard."""
+    engine = next((receipt.engine for receipt in manifest.receipts), {})
+    return ", ".join(f"{name} {version}" for name, version in sorted(engine.items())) or "–"
+
+
+def failure_groups(
+    failures: Sequence[Failure], source: str, box: AssetBox, thumbnails: Mapping[str, bytes]
+) -> tuple[FailureGroup, ...]:
+    """The failures by reason, the most frequent one first; of a long ledger each reason lists some of its sources."""
+    counted = Counter(failure.reason for failure in failures)
+    limit = max(MAX_LISTED // max(len(counted), 1), MIN_LISTED)
+    groups = []
+    for reason, count in sorted(counted.items(), key=lambda item: (-item[1], item[0])):
+        alike: dict[tuple[str, ...], list[Failure]] = {}
+        for failure in failures:
+            if failure.reason == reason:
+                alike.setdefault((failure.path, failure.source_id, failure.stage, failure.message), []).append(failure)
+        rows = tuple(
+            replace(_failure_row(same[0], source, box, thumbnails), num_clips=len(same))
+            for same in list(alike.values())[:limit]
+        )
+        groups.append(FailureGroup(reason, REASON_WORDS[reason], count, len(alike), rows))
+    return tuple(groups)
+
+
 def _facts(manifest: Manifest) -> tuple[tuple[str, str], ...]:
-    engine = ", ".join(
-        f"{name} {version}" for name, version in sorted(next((r.engine for r in manifest.receipts), {}).items())
-    )
     return (
         ("corpus", manifest.corpus),
         ("layout", manifest.layout),
@@ -138,7 +174,7 @@ def _facts(manifest: Manifest) -> tuple[tuple[str, str], ...]:
         ("shards", grouped(len(manifest.receipts))),
         ("size", size(sum(receipt.tar_bytes for receipt in manifest.receipts))),
         ("source videos", grouped(len(manifest.inputs))),
-        ("engine", engine or "–"),
+        ("engine", engine_words(manifest)),
         ("parent", manifest.parent or "none"),
     )
 

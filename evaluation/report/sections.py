@@ -6,11 +6,13 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from evaluation.report.assets import Asset, AssetBox
 from evaluation.report.comparison import Comparison, compare, pretraining_sentence, random_initialisation
 from evaluation.report.curves import RunView, run_view
+from evaluation.report.dataset import DatasetPage, Part
 from evaluation.report.frames import first_frame_at
 from evaluation.report.gallery import Gallery, gallery
 from evaluation.report.graph import lineage_view
@@ -29,6 +31,13 @@ from infra.media import VIDEO_SUFFIXES
 log = logging.getLogger(__name__)
 
 TITLES: dict[SectionName, str] = {
+    "overview": "Overview",
+    "sheets": "Contact sheets",
+    "distributions": "Distributions",
+    "captions": "Captions, labels, splits",
+    "failures": "Failures",
+    "filtered": "Set aside by rule",
+    "times": "Build times",
     "summary": "Summary",
     "line": "The line",
     "training": "Loss curves",
@@ -137,6 +146,8 @@ def build_sections(inputs: ReportInputs, box: AssetBox, *, thumbnails: Mapping[s
         "policy": lambda: _policy(inputs, box, built),
         "summary": lambda: _summary(inputs, built),
     }
+    page = DatasetPage(inputs, box, thumbnails=thumbnails)
+    builders |= {name: partial(_part, name, builder) for name, builder in page.builders().items()}
     made = {name: _guarded(name, builder) for name, builder in builders.items() if name in inputs.sections}
     return [made[name] for name in TITLES if name in made]
 
@@ -148,6 +159,10 @@ def _guarded(name: SectionName, builder: Callable[[], Section]) -> Section:
     except (ForeframeError, OSError) as error:
         log.warning("report section %s: %s", name, error)
         return Section(name, problems=(str(error),))
+
+
+def _part(name: SectionName, builder: Callable[[], Part]) -> Section:
+    return Section(name, *builder())
 
 
 def _plain(name: SectionName, values: tuple[Any, ...], absent: str) -> Section:

@@ -85,3 +85,9 @@ def rate(value: float) -> str:
 def span(low: float, high: float) -> str:
     """An interval of shares: `90.6–98.2 %`."""
     return f"{100 * low:.1f}–{100 * high:.1f} %"
+
+
+def cut(text: str, *, limit: int = 160) -> str:
+    """The text in one line, and not longer than `limit` characters."""
+    line = " ".join(text[: 4 * limit].split())
+    return line if len(line) <= limit and len(text) <= 4 * limit else line[: limit - 1] + "…"

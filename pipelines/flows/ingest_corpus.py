@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prefect import flow
 
+from evaluation.report import write
+from evaluation.report.run import REPORT_NAME, dataset_inputs, save_inputs
+from infra.digests import short
 from infra.settings import settings
 from infra.storage import absolute, exists, join
+from ingest.progress import counters_of
 from ingest.reader import MANIFEST_NAME, load_manifest
+from ingest.receipt import failure_ledger
 from ingest.recipe import IngestConfig, Recipe, small_pictures
-from ingest.schema import Layout
+from ingest.schema import Layout, Manifest
 from ingest.simulators.config import SimulateConfig
 from pipelines.flows import STOPS_ITS_JOBS
 from pipelines.ray_backend import Backend
-from pipelines.tasks import FlowRun, logger, resolve, tracked
+from pipelines.tasks import FlowRun, artifact_key, logger, resolve, tracked
 
 # Tasks that pictures help with: proprioception alone solves half of them at best (docs/log.md).
 TASKS = ("button-press-topdown", "drawer-open", "window-open", "coffee-button", "handle-press", "drawer-close")
@@ -50,7 +57,7 @@ def ingest_corpus(
             name=title,
         )
         run.step("ingest.main", config, name=f"ingest-{layout}")
-        report_data_set(run, config.output)
+        report_data_set(run, config.output, source=source)
         return config.output
 
 
@@ -63,15 +70,42 @@ def simulate_corpus(run: FlowRun, overrides: list[str] | None) -> str:
     return config.output
 
 
-def report_data_set(run: FlowRun, url: str) -> None:
-    """Counts and quarantine of a data set on the flow's page and its tracker run."""
+def report_data_set(run: FlowRun, url: str, *, source: str = "") -> str:
+    """A data set's page, and its counters, quarantine and length checks on the flow's page and its tracker run.
+
+    Returns the page's path. It lies below the home folder, named by the data set's version: the data set never changes.
+    """
     manifest, version = load_manifest(url)
     run.run.log_tags({"data.url": url, "data.manifest_sha256": version})
-    run.run.log_metrics({"samples": manifest.num_samples, "frames": manifest.num_frames})
-    failures = [failure for receipt in manifest.receipts for failure in receipt.failures]
+    counters = counters_of(manifest.receipts) | length_counters(manifest)
+    run.run.log_metrics({"samples": manifest.num_samples, "frames": manifest.num_frames, **counters})
+    failures = failure_ledger(manifest.receipts)
+    summary = f"{manifest.num_samples} samples, {len(failures)} refused or set aside: {url}/{MANIFEST_NAME}"
+    run.table(f"counters-{manifest.name}", [{"counter": k, "value": v} for k, v in counters.items()], summary)
     run.table(
         f"quarantine-{manifest.name}",
         [{"source": item.source_id, "reason": item.reason, "message": item.message} for item in failures],
-        f"{manifest.num_samples} samples, {len(failures)} refused: {url}/{MANIFEST_NAME}",
+        summary,
     )
+    folder = settings().at("reports", f"dataset-{artifact_key(manifest.name)}-{short(version)}")
+    inputs = dataset_inputs(url, source=source, name=manifest.name, folder=folder)
+    save_inputs(inputs, folder)
+    page = join(folder, REPORT_NAME)
+    write(inputs, page)
+    run.run.log_tags({"data.report": page})
+    run.note(f"report-{manifest.name}", f"[Report of the data set]({_address(page)})\n\n`{page}`")
     logger().info("%s: %d samples, %d refused, version %s", url, manifest.num_samples, len(failures), version[:12])
+    logger().info("report: %s", page)
+    return page
+
+
+def length_counters(manifest: Manifest) -> dict[str, float]:
+    """`ingest/length/HOW`: what cameras had their number of frames held against, where the receipts count it."""
+    counted = manifest.statistics.get("length")
+    if not isinstance(counted, dict):
+        return {}
+    return {f"ingest/length/{how}": float(count) for how, count in sorted(counted.items())}
+
+
+def _address(page: str) -> str:
+    return page if "://" in page else Path(page).absolute().as_uri()

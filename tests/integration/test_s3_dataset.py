@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.report.run import build
+from evaluation.report.samples import MAX_REMOTE_SHARDS
 from infra.errors import DataError, InputError
 from infra.storage import join, list_names, put_folder, remove, write_bytes
 from ingest.cache import ShardCache
@@ -68,3 +70,17 @@ def test_a_damaged_remote_shard_is_refused(moto_s3, local_url, tmp_path):
 def test_a_prefix_without_manifest_is_refused(moto_s3):
     with pytest.raises(InputError, match=r"manifest\.json"):
         ShardDataset(join(moto_s3, "nothing-here"))
+
+
+def test_the_page_of_a_large_remote_data_set_fetches_a_few_shards_only(moto_s3, tmp_path):
+    local = make_frames_dataset(tmp_path / "many", num_clips=20, num_frames=4, size=32, clips_per_shard=1)
+    (Path(local) / "shard-00000.log.json").write_text('{"seconds": 2.0, "seconds_per_clip": {"clip-00000": 1.5}}')
+    url = upload(local, join(moto_s3, "page"))
+    # Named by content in the cache: what must not be fetched may as well be absent.
+    for shard in set(range(20)) - {number * 20 // MAX_REMOTE_SHARDS for number in range(MAX_REMOTE_SHARDS)}:
+        remove(join(url, f"shard-{shard:05d}.tar"))
+    page = build("dataset", url, output=tmp_path / "page.html").read_text()
+    assert page.count("<img") == MAX_REMOTE_SHARDS
+    assert "8 of 20 samples, spread evenly" in page
+    assert "could not be read" not in page
+    assert "19 of 20 shards have no build log" in page
