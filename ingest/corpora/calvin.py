@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -124,12 +124,12 @@ def _plain(value: Any) -> Any:
 
 def _clip(prefix: str, number: int, row: tuple[Any, Any, Any], frames: Mapping[int, str]) -> Clip:
     sentence, task, span = row[0], row[1], _plain(row[2])
-    label = task if isinstance(task, str) else ""
+    label = task if _is_text(task) else ""
     source_id = f"{prefix}{number:05d}-{safe_name(label)}"
     metadata: dict[str, Any] = {"task": label, "fps": FPS}
     if split := PurePosixPath(prefix).name:
         metadata["source_split"] = split
-    if not isinstance(sentence, str) or not label or not _is_span(span):
+    if not _is_text(sentence) or not label or not _is_span(span):
         problem = "the annotation is no sentence, task, and first and last frame"
         return Clip(source_id=source_id, videos=(), problem=problem, metadata=metadata)
     start, end = span
@@ -147,6 +147,11 @@ def _clip(prefix: str, number: int, row: tuple[Any, Any, Any], frames: Mapping[i
         trajectory=first,
         **known,
     )
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    """A str that can be written as UTF-8; a pickle can hold others."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def _is_span(value: Any) -> bool:

@@ -12,8 +12,9 @@ from typing import Any, TypeGuard
 
 from infra.errors import InputError
 from infra.media import MAX_FPS, MIN_FPS
-from infra.storage import join, read_json
+from infra.storage import join
 from ingest.corpora.cameras import safe_name
+from ingest.corpora.tables import read_object
 
 INFO = "meta/info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -87,10 +88,10 @@ class Info:
 def read_info(root: str) -> Info:
     """Raises `InputError` when the file is not there, is of another version, or holds what cannot be used."""
     try:
-        record = read_json(join(root, INFO))
+        record = read_object(join(root, INFO))
     except InputError as error:
         raise InputError(error.message, remedy=f"A LeRobotDataset has a {INFO}.") from None
-    version = record.get("codebase_version") if isinstance(record, dict) else None
+    version = record.get("codebase_version")
     if version not in VERSIONS:
         raise InputError(
             f"{join(root, INFO)} has the codebase_version {version!r}.", remedy=f"Supported: {', '.join(VERSIONS)}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -12,12 +11,13 @@ import pyarrow.parquet
 
 from infra.errors import InputError
 from infra.storage import as_arrow, is_remote, join, read_bytes
+from ingest.corpora.tables import parse_object
 
 T = TypeVar("T")
 EPISODE, FRAME = "episode_index", "frame_index"
 MAX_COLUMNS_BYTES = 1 << 30  # of one episode's row groups, unpacked, without pictures
 PICTURES_AT_ONCE = 16
-FAULTS = (OSError, pyarrow.ArrowException)
+FAULTS = (OSError, pyarrow.ArrowException, UnicodeDecodeError)
 
 
 def read_lines(root: str, name: str) -> list[dict[str, Any]]:
@@ -26,11 +26,7 @@ def read_lines(root: str, name: str) -> list[dict[str, Any]]:
     for number, line in enumerate(read_bytes(join(root, name)).splitlines(), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
+        if (row := parse_object(line)) is None:
             raise InputError(f"{join(root, name)}: line {number} is no JSON object.")
         rows.append(row)
     return rows
@@ -69,10 +65,13 @@ def iterate_pictures(root: str, name: str, episode: int, column: str) -> Iterato
     """The encoded pictures of an episode, a few rows in memory at a time. `InputError`, also while iterating."""
     number = 0
     for batch in _batches(root, name, episode, column):
-        for owner, frame, cell in zip(*(batch[key].to_pylist() for key in (EPISODE, FRAME, column)), strict=True):
+        cells = batch[column]
+        if not pyarrow.types.is_struct(cells.type) or cells.type.get_field_index("bytes") < 0:
+            raise InputError(f"{name}: {column} holds {cells.type}, no pictures.")
+        values = (values.to_pylist() for values in (batch[EPISODE], batch[FRAME], cells.field("bytes")))
+        for owner, frame, data in zip(*values, strict=True):
             if owner != episode:
                 continue
-            data = cell.get("bytes") if isinstance(cell, dict) else None
             if frame != number or not isinstance(data, bytes):
                 what = "has no bytes" if frame == number else f"stands where {number} is due"
                 raise InputError(f"{name}: {column} of episode {episode}: frame {frame} {what}.")

@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from infra.errors import InputError
 from infra.media_pictures import Pictures
-from infra.storage import join, list_names, read_json
+from infra.storage import join, list_names
 from ingest.corpora.rlds_features import EPISODE, FEATURES, STEPS, Features, control_rate, read_features
+from ingest.corpora.tables import read_object
 from ingest.corpora.tf_example import Feature, parse_example
 from ingest.corpora.tfrecord import Record, iterate_records, read_record, record_address
 from ingest.schema import Clip, SourceVideo
@@ -121,8 +122,7 @@ def _column(features: Mapping[str, Feature], key: str, num_steps: int, size: int
 def _read_set(root: str, folder: str, names: list[str]) -> _DataSet:
     inside = [name for name in names if str(PurePosixPath(name).parent) == (folder or ".")]
     matches = {name: match for name in inside if (match := SHARD.fullmatch(PurePosixPath(name).name))}
-    info = read_json(join(root, folder, INFO)) if f"{folder}/{INFO}".lstrip("/") in inside else {}
-    info = info if isinstance(info, dict) else {}
+    info = read_object(join(root, folder, INFO)) if f"{folder}/{INFO}".lstrip("/") in inside else {}
     stored = next((match["name"] for match in matches.values()), PurePosixPath(folder or root).name)
     name = info.get("name") if isinstance(info.get("name"), str) else stored
     lengths = _shard_lengths(info)
@@ -216,8 +216,8 @@ def _instruction(features: Mapping[str, Feature], described: Features) -> str:
         if key not in features:
             continue
         if num_points:
-            points = [point for point in features[key].integers(num_points) if 0 < point < 0x110000]
-            texts = ["".join(chr(point) for point in points)]
+            encoded = b"".join(_encoded(point) for point in features[key].integers(num_points))
+            texts = [encoded.decode()]
         else:
             texts = [_decoded(value, key) for value in features[key].bytes_list()]
         if text := next((text.strip() for text in texts if text.strip()), ""):
@@ -248,3 +248,8 @@ def _decoded(value: bytes, key: str) -> str:
         return value.decode()
     except UnicodeDecodeError:
         raise InputError(f"{key!r} is not UTF-8 text.") from None
+
+
+def _encoded(point: int) -> bytes:
+    """UTF-8 of a code point; nothing for the zeros that fill a list up, and for what is no letter."""
+    return chr(point).encode(errors="ignore") if 0 < point < 0x110000 else b""

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.errors import InputError
-from infra.storage import join, read_json
+from infra.storage import join
 from ingest.corpora.cameras import camera_names
+from ingest.corpora.tables import read_object
 
 FEATURES = "features.json"
 STEPS, OBSERVATION, ACTION, EPISODE = "steps/", "steps/observation/", "steps/action", "episode_metadata/"
@@ -81,8 +82,8 @@ class Features:
 def read_features(root: str, folder: str) -> Features:
     """Raises `InputError` when the file is missing, of an older format, or describes no episodes of steps."""
     place = join(root, folder, FEATURES) if folder else join(root, FEATURES)
-    record = read_json(place)
-    if not isinstance(record, dict) or "featuresDict" not in record:
+    record = read_object(place)
+    if "featuresDict" not in record:
         raise InputError(f"{place} is no description of features.", remedy="Those of old releases cannot be read.")
     leaves = dict(_leaves(record, ""))
     if not any(key.startswith(STEPS) for key in leaves):

@@ -1,9 +1,11 @@
-"""CSV files that come with a corpus."""
+"""CSV and JSON files that come with a corpus."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
+from typing import Any
 
 from infra.errors import InputError
 from infra.storage import read_bytes
@@ -17,3 +19,21 @@ def read_table(place: str) -> tuple[tuple[str, ...], list[dict[str, str]]]:
         raise InputError(f"{place} is not UTF-8 text.") from None
     rows = csv.DictReader(io.StringIO(text, newline=""), restval="")
     return tuple(rows.fieldnames or ()), list(rows)
+
+
+def read_object(place: str) -> dict[str, Any]:
+    """The object in a JSON file. `InputError` unless it is one and its text fits UTF-8 (no half surrogate pairs)."""
+    record = parse_object(read_bytes(place))
+    if record is None:
+        raise InputError(f"{place} is no JSON object.")
+    return record
+
+
+def parse_object(data: bytes) -> dict[str, Any] | None:
+    """A JSON object of UTF-8 text, None for anything else."""
+    try:
+        record = json.loads(data)
+        json.dumps(record, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None

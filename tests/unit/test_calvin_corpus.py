@@ -216,6 +216,16 @@ def test_an_annotation_of_no_span_is_that_clips_problem(root: str, span: object)
     assert "first and last frame" in broken.problem and not broken.videos and not whole.problem
 
 
+@pytest.mark.parametrize("key", ["ann", "task"])
+@pytest.mark.parametrize("value", ["half \ud800", None, b"open"])
+def test_words_that_are_no_text_are_that_clips_problem(root: str, key: str, value: object) -> None:
+    record = annotations(SPANS["validation"] * 2)
+    record["language"] = record["language"] | {key: [value, "close_drawer"]}
+    np.save(table(root, "validation"), record)
+    broken, whole = calvin.list_clips(root)[2:]
+    assert "no sentence, task" in broken.problem and not whole.problem
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 @pytest.mark.parametrize("number", [int, np.int64, np.int32])
 def test_every_protocol_numpy_wrote_is_read(root: str, protocol: int, number: type) -> None:

@@ -276,6 +276,8 @@ def test_another_folder_names_the_file_expected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("line", "words"), [
     ("{", "line 2 is no JSON object"),
     ("[1]", "line 2 is no JSON object"),
+    ('{"episode_index": 1, "length": 12, "tasks": ["\\ud800"]}', "line 2 is no JSON object"),
+    ("[" * 100_000, "line 2 is no JSON object"),
     ('{"episode_index": true, "length": 3}', "index True"),
     ('{"episode_index": 1, "length": -3}', "length -3"),
     ('{"episode_index": 0, "length": 8}', "episode-000000 is listed twice"),
@@ -302,6 +304,32 @@ def test_broken_tables_are_named(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"episode_index": [0], "frame_index": [0]}), place)
     with pytest.raises(InputError, match="has no column 'action'"):
         lerobot.read_trajectory(root, clips[0])
+
+
+def test_pictures_that_are_none_are_named(tmp_path: Path) -> None:
+    root = changed(tmp_path, V21)
+    clip = lerobot.list_clips(root)[0]
+    image = camera_of(clip, "image")
+    for cells, words in (
+        ([{"bytes": b"x", "path": "a"}] * 7 + [{"bytes": None, "path": "b"}], "frame 7 has no bytes"),
+        (["images/frame.png"] * 8, "holds string, no pictures"),
+    ):
+        edit_table(root, clip.trajectory, **{"observation.image": cells})
+        with pytest.raises(InputError, match=words):
+            list(lerobot.read_pictures(root, clip, image).frames)
+
+
+def test_words_of_a_table_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    root = changed(tmp_path, V3)
+    bytes_of_words = pyarrow.array([[b"\xff"]] * 3, pyarrow.list_(pyarrow.binary()))
+    table = pyarrow.parquet.read_table(Path(root) / EPISODES)
+    words = pyarrow.Array.from_buffers(
+        pyarrow.list_(pyarrow.string()), 3, bytes_of_words.buffers()[:2],
+        children=[pyarrow.Array.from_buffers(pyarrow.string(), 3, bytes_of_words.values.buffers())],
+    )  # fmt: skip
+    pyarrow.parquet.write_table(table.set_column(1, "tasks", words), Path(root) / EPISODES)
+    with pytest.raises(InputError, match="is no readable Parquet file: UnicodeDecodeError"):
+        lerobot.list_clips(root)
 
 
 def test_cameras_have_short_names_each_once() -> None:

@@ -313,10 +313,12 @@ def test_other_sizes_than_described_are_refused(actions: Path) -> None:
 
 @pytest.mark.parametrize(("features", "words"), [
     (None, "holds no features.json. Expected [NAME/VERSION/]features.json"),
-    ("[]", "is no description of features"),
+    ("[]", "is no JSON object"),
+    ('{"\\ud800": 1}', "is no JSON object"),
+    ("{}", "is no description of features"),
     ('{"type": "FeaturesDict", "content": {}}', "old releases cannot be read"),
     ('{"featuresDict": {"features": {"label": {}}}}', "has no feature 'steps'"),
-    ("{", "is not JSON"),
+    ("{", "is no JSON object"),
 ])  # fmt: skip
 def test_a_wrong_layout_names_what_is_expected(actions: Path, features: str | None, words: str) -> None:
     (actions / "features.json").unlink()
