@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from infra.errors import ConfigError
 from infra.media_pictures import Pictures
-from ingest.corpora import annotated, folder, kinetics400, metaworld, something_something_v2
+from ingest.corpora import annotated, calvin, folder, kinetics400, lerobot, metaworld, rlds, something_something_v2
 from ingest.schema import Clip, SourceVideo
 
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -41,9 +41,12 @@ class PictureCorpus(Corpus, Protocol):
 
 CORPORA: dict[str, Corpus] = {
     "annotated": annotated,
+    "calvin": calvin,
     "folder": folder,
     "kinetics400": kinetics400,
+    "lerobot": lerobot,
     "metaworld": metaworld,
+    "rlds": rlds,
     "something_something_v2": something_something_v2,
 }
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
+from collections.abc import Collection
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,6 +22,8 @@ from ingest.schema import Clip, SourceVideo
 
 CORPUS_RECORD = "corpus.json"
 MAX_ARRAYS_BYTES = 1 << 28
+# The last three: damaged compression, one that is unknown or encrypted, a shape that no memory holds.
+BROKEN = (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, RuntimeError, MemoryError)
 
 
 def list_clips(root: str) -> list[Clip]:
@@ -39,17 +43,23 @@ def read_trajectory(root: str, clip: Clip) -> dict[str, npt.NDArray[np.generic]]
     return load_arrays(read_bytes(join(root, clip.trajectory)), clip.trajectory)
 
 
-def load_arrays(data: bytes, name: str) -> dict[str, npt.NDArray[np.generic]]:
-    """The arrays of an npz without executing anything in it; `InputError` when it is not one."""
+def load_arrays(data: bytes, name: str, keys: Collection[str] | None = None) -> dict[str, npt.NDArray[np.generic]]:
+    """The arrays of an npz, or those of `keys`, without executing anything in it; `InputError` when it is not one."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > MAX_ARRAYS_BYTES:
             raise InputError(f"{name} claims {unpacked} bytes of arrays, above {MAX_ARRAYS_BYTES}.")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            if missing := sorted(set(keys or ()) - set(arrays.files)):
+                raise InputError(f"{name} holds no array {missing[0]!r}.")
+            found = {key: arrays[key] for key in (arrays.files if keys is None else keys)}
+    except BROKEN as error:
         raise InputError(f"{name} is not an array file: {type(error).__name__}.") from None
+    # numpy answers an entry that is no array with its bytes.
+    if strange := [key for key, value in found.items() if not isinstance(value, np.ndarray)]:
+        raise InputError(f"{name} is not an array file: {strange[0]!r} is no array.")
+    return found
 
 
 def _clip(root: str, name: str, present: set[str]) -> Clip:

@@ -32,6 +32,24 @@ def read_table(place: str) -> tuple[tuple[str, ...], list[dict[str, str]]]:
     return tuple(rows.fieldnames or ()), [{key: row[key] for key in rows.fieldnames or ()} for row in rows]
 
 
+def read_object(place: str) -> dict[str, Any]:
+    """The object in a JSON file. `InputError` unless it is one and its text fits UTF-8 (no half surrogate pairs)."""
+    record = parse_object(read_bytes(place))
+    if record is None:
+        raise InputError(f"{place} is no JSON object.")
+    return record
+
+
+def parse_object(data: bytes) -> dict[str, Any] | None:
+    """A JSON object of UTF-8 text, None for anything else."""
+    try:
+        record = json.loads(data)
+        json.dumps(record, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
 def seconds(text: str) -> float | None:
     """A time from 0 on; None for anything else."""
     try:
