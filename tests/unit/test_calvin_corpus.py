@@ -139,6 +139,8 @@ def test_the_first_missing_frame_is_named(root: str) -> None:
     broken, whole, _ = calvin.list_clips(root)
     assert broken.problem == "task_D_D/training/episode_0358485.npz is missing" and not broken.videos
     assert broken.text and not whole.problem
+    (Path(root) / "task_D_D/training/episode_0358492.npz").unlink()  # the last of its clip
+    assert "episode_0358492.npz is missing" in calvin.list_clips(root)[1].problem
 
 
 def test_a_frame_that_is_broken_after_planning_is_named(root: str) -> None:

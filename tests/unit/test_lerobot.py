@@ -362,3 +362,19 @@ def test_a_data_set_on_s3_reads_like_a_local_one(moto_s3: str) -> None:
     write_bytes(f"{remote}/{clips[0].trajectory}", b"PAR1 and no more PAR1")
     with pytest.raises(InputError, match="is no readable Parquet file"):
         lerobot.read_trajectory(remote, clips[0])
+
+
+@pytest.mark.s3
+def test_a_store_that_fails_by_range_is_read_whole(moto_s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_folder(Path(V21), f"{moto_s3}/lerobot")
+    remote = f"{moto_s3}/lerobot"
+    clip = lerobot.list_clips(remote)[0]
+
+    def failing(url: str) -> tuple[object, str]:
+        raise OSError(f"connection reset: {url}")
+
+    monkeypatch.setattr("ingest.corpora.lerobot_tables.as_arrow", failing)
+    assert len(lerobot.read_trajectory(remote, clip)["actions"]) == 8
+    assert len(list(lerobot.read_pictures(remote, clip, camera_of(clip, "image")).frames)) == 8
+    with pytest.raises(InputError, match="is no readable Parquet file"):
+        lerobot.read_trajectory(V21, clip)  # a local disk has no second way
