@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from infra.errors import ConfigError
 from infra.media_pictures import Pictures
-from ingest.corpora import annotated, folder, kinetics400, metaworld, something_something_v2
+from ingest.corpora import annotated, folder, kinetics400, metaworld, something_something_v2, urls
 from ingest.schema import Clip, SourceVideo
 
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -45,6 +45,7 @@ CORPORA: dict[str, Corpus] = {
     "kinetics400": kinetics400,
     "metaworld": metaworld,
     "something_something_v2": something_something_v2,
+    "urls": urls,
 }
 
 
