@@ -52,12 +52,20 @@ def check_content(local: Path, video: SourceVideo) -> None:
 
 def inspect_clips(root: str, clips: Sequence[Clip], recipe: Recipe) -> list[InspectedClip]:
     """Hash and read the header of every source video; a clip that cannot be read carries its failure."""
+    refused = [_refused(clip) for clip in clips if clip.refused is not None]
+    clips = [clip for clip in clips if clip.refused is None]
     size = REMOTE_CLIPS_PER_CHILD if is_remote(root) else CLIPS_PER_CHILD
     chunks = [clips[start : start + size] for start in range(0, len(clips), size)]
     with ThreadPoolExecutor(THREADS) as pool:
         results = list(pool.map(lambda chunk: _inspect_chunk(root, chunk, recipe), chunks))
     log.info("inspected %d clips in %s", len(clips), root)
-    return [item for chunk in results for item in chunk]
+    return [*refused, *(item for chunk in results for item in chunk)]
+
+
+def _refused(clip: Clip) -> InspectedClip:
+    """A clip whose download failed: there is nothing to look at."""
+    reason, message = clip.refused or ("download_failed", "")
+    return InspectedClip(clip=clip, failure=failure_of(clip, stage="download", reason=reason, message=message))
 
 
 def _inspect_chunk(root: str, clips: Sequence[Clip], recipe: Recipe) -> list[InspectedClip]:

@@ -159,12 +159,16 @@ def run(
 def ingest(
     *,
     corpus: Annotated[
-        str, typer.Argument(help="Source format: annotated, folder, kinetics400, metaworld or something_something_v2.")
+        str,
+        typer.Argument(help="Format: annotated, folder, kinetics400, metaworld, something_something_v2 or urls."),
     ],
-    source: Annotated[str, typer.Argument(help="Folder or s3:// prefix of the corpus.")],
+    source: Annotated[str, typer.Argument(help="Folder or s3:// prefix of the corpus; urls: table of addresses.")],
     out: Annotated[str, typer.Argument(help="Folder or s3:// prefix of the data set.")],
     layout: Annotated[str, typer.Option(help="frames (pictures) or video (H.264).")] = "frames",
     name: Annotated[str, typer.Option(help="Name of the data set; default: the corpus's.")] = "",
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="urls: fetch again what failed, and nothing else.")
+    ] = False,
     override: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -174,7 +178,7 @@ def ingest(
     from ingest.recipe import IngestConfig
 
     values = {"corpus": corpus, "source": source, "output": out, "name": name or corpus, "recipe": {"layout": layout}}
-    config = apply(IngestConfig.parse(values), override or [])
+    config = apply(IngestConfig.parse({**values, "retry_failed": retry_failed}), override or [])
     if dry_run:
         typer.echo(json.dumps(job.describe(config), indent=2))
         return
