@@ -37,6 +37,36 @@ class DataError(ForeframeError):
     """A data set, index or receipt does not match what its manifest says."""
 
 
+class DownloadError(DataError):
+    """An address gave no file. `reason` is not_found, download_refused or download_failed, as in the failure ledger.
+
+    `retry_after_s` is what the server asked us to wait, in seconds; None where it did not say.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "download_failed",
+        retryable: bool = False,
+        retry_after_s: float | None = None,
+        remedy: str = "",
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.reason = reason
+        self.retryable = retryable
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_download, (self.message, self.reason, self.retryable, self.retry_after_s, self.remedy))
+
+
+def _rebuild_download(
+    message: str, reason: str, retryable: bool, retry_after_s: float | None, remedy: str
+) -> DownloadError:
+    return DownloadError(message, reason=reason, retryable=retryable, retry_after_s=retry_after_s, remedy=remedy)
+
+
 class TooManyFailuresError(DataError):
     """More inputs failed than `max_failure_share` allows; the message names the dominating reason."""
 

@@ -66,6 +66,7 @@ class Settings(BaseSettings):
     backend: Literal["inline", "local", "jobs"] = "local"
     cache_folder: str = "~/.cache/foreframe/shards"  # whole shards of s3:// data sets, one folder per node
     cache_bytes: int = 50_000_000_000
+    download_allow_hosts: str = ""  # host:port pairs that `ingest urls` may ask although they are private
     corpus: str = ""  # an extra folder of videos in the annotated layout
     golden: str = ""  # folder of reference numbers for parity tests
 

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from infra.digests import pretty_json, sha256_bytes, short
-from infra.errors import DataError, InputError, TooManyFailuresError
+from infra.errors import ConfigError, DataError, InputError, TooManyFailuresError
 from infra.faults import fault_point
 from infra.ray_metrics import RayMetrics
 from infra.storage import absolute, create_only, exists, join, read_bytes, read_json
+from ingest import downloads
 from ingest.build import build_shard, sweep
 from ingest.corpora import corpus_module
 from ingest.estimate import estimate
@@ -25,7 +26,7 @@ from ingest.progress import Progress
 from ingest.reader import MANIFEST_NAME, load_manifest
 from ingest.receipt import committed_shards, failure_ledger, read_receipt
 from ingest.recipe import IngestConfig
-from ingest.replay import failed_clips
+from ingest.replay import failed_clips, failed_sources
 from ingest.schema import DECISIONS, Failure, Manifest, Receipt
 from ingest.sources import inspect_clips
 
@@ -36,7 +37,7 @@ NAMED_EXAMPLES = 3
 
 def run(config: IngestConfig) -> Manifest:
     """Build the data set, or what is missing of it. Raises `TooManyFailuresError`, `InputError`, `DataError`."""
-    config = _placed(config)
+    config = _with_downloads(_placed(config))
     finished = _finished(config)
     if finished is not None:
         sweep(config.output, complete=True)
@@ -54,6 +55,8 @@ def run(config: IngestConfig) -> Manifest:
 def describe(config: IngestConfig) -> dict[str, Any]:
     """The plan's summary without writing anything: clips, hours, shards, bytes, and minutes from clips tried here."""
     config = _placed(config)
+    if config.corpus == "urls" and not exists(join(config.output, PLAN_NAME)):
+        return downloads.describe(config.source, _downloads_root(config))
     plan = _stored_plan(config) or _new_plan(config)
     committed = len(committed_shards(config.output))
     return {
@@ -62,6 +65,35 @@ def describe(config: IngestConfig) -> dict[str, Any]:
         "shards_committed": committed,
         "complete": exists(join(config.output, MANIFEST_NAME)),
     }
+
+
+def _with_downloads(config: IngestConfig) -> IngestConfig:
+    """For a table of addresses: fetch what is missing, unless the plan is made, and go on from the files."""
+    if config.corpus != "urls":
+        if config.retry_failed:
+            raise ConfigError(f"corpus {config.corpus!r} downloads nothing.", remedy="--retry-failed goes with urls.")
+        return config
+    root = _downloads_root(config)
+    if not exists(join(config.output, PLAN_NAME)):
+        parent = config.replay_failures
+        downloads.fetch_table(
+            config.source,
+            root,
+            config.download,
+            only=failed_sources(parent, corpus=config.corpus)[0] if parent else None,
+            retry_failed=config.retry_failed,
+            max_failure_share=config.recipe.max_failure_share,
+        )
+    elif config.retry_failed:
+        raise InputError(
+            f"{config.output} has its plan already, which later downloads do not change.",
+            remedy=f"Give a new OUT and --replay-failures {config.output}.",
+        )
+    return config.model_copy(update={"source": root})
+
+
+def _downloads_root(config: IngestConfig) -> str:
+    return absolute(config.downloads or join(config.output, "downloads"))
 
 
 def prepare_plan(config: IngestConfig) -> Plan:

@@ -10,6 +10,7 @@ from infra.config import Config
 from infra.media import VideoLimits
 from infra.media_encode import H264Settings
 from infra.media_transcode import TranscodeSettings
+from ingest.downloads import DownloadConfig
 from ingest.schema import Layout
 
 # How a run behaves when something goes wrong; another value must not make another data set.
@@ -92,6 +93,9 @@ class IngestConfig(Config):
     recipe: Recipe = Recipe()
     workers: int | None = Field(default=None, ge=0)
     replay_failures: str = ""
+    downloads: str = Field(default="", description="corpus urls: folder or prefix of the files; default OUT/downloads")
+    download: DownloadConfig = DownloadConfig()
+    retry_failed: bool = Field(default=False, description="corpus urls: fetch what failed again")
 
 
 def small_pictures(layout: Layout) -> Recipe:

@@ -9,14 +9,20 @@ from ingest.receipt import failure_ledger
 from ingest.schema import DECISIONS, Clip
 
 
-def failed_clips(clips: list[Clip], parent: str, *, corpus: str) -> tuple[list[Clip], str]:
-    """(those of the clips that failed in the data set `parent`, its version). Raises `InputError`."""
+def failed_sources(parent: str, *, corpus: str) -> tuple[frozenset[str], str]:
+    """(source ids of what failed in the data set `parent`, its version). Raises `InputError` where nothing did."""
     manifest, version = load_manifest(parent)
     if manifest.corpus != corpus:
         raise InputError(f"{parent} is of corpus {manifest.corpus!r}, not {corpus!r}.")
     failed = {item.source_id for item in failure_ledger(manifest.receipts) if item.reason not in DECISIONS}
     if not failed:
         raise InputError(f"{parent} (version {short(version)}) has no failures to replay.")
+    return frozenset(failed), version
+
+
+def failed_clips(clips: list[Clip], parent: str, *, corpus: str) -> tuple[list[Clip], str]:
+    """(those of the clips that failed in the data set `parent`, its version). Raises `InputError`."""
+    failed, version = failed_sources(parent, corpus=corpus)
     found = [clip for clip in clips if clip.source_id in failed]
     if missing := sorted(failed - {clip.source_id for clip in found}):
         raise InputError(

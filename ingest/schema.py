@@ -28,7 +28,7 @@ ReasonCode = Literal[
     "near_duplicate",  # looks like an earlier clip; only where the recipe asks for this filter
     "frozen",  # nothing moves in too much of it; only where the recipe asks for this filter
     "black",  # too much of it is black; only where the recipe asks for this filter
-    "download_refused",  # an address that is not asked: private network, unknown scheme, too many redirects
+    "download_refused",  # an address that is not asked: private network, unknown scheme, too many redirects, too large
     "download_failed",  # the server or the network failed, after the bounded retries
     "crash",  # the decoder died in the isolated second attempt
     "timeout",  # the decoder hung in the isolated second attempt
@@ -72,6 +72,7 @@ class Clip(Config):
     declared_num_frames: int | None = None
     trajectory: str = ""
     problem: str = ""  # why the annotation cannot be used; such a clip ends in the ledger as bad_annotation
+    refused: tuple[ReasonCode, str] | None = None  # why its download gave no file: reason and message for the ledger
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 

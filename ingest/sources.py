@@ -66,6 +66,8 @@ def span_of(clip: Clip, video: SourceVideo, first: int = 0, end: int | None = No
 
 def inspect_clips(root: str, clips: Sequence[Clip], recipe: Recipe, corpus: str) -> list[InspectedClip]:
     """Hash and read the header of every source, each file once; a clip that cannot be read carries its failure."""
+    refused = [_refused(clip) for clip in clips if clip.refused is not None]
+    clips = [clip for clip in clips if clip.refused is None]
     sources = {_identity(clip, video): (clip, video) for clip in clips for video in clip.videos}
     parts: dict[tuple[str, str], dict[Span, None]] = {key: {} for key in sources}
     if recipe.near_duplicate_bits is not None:
@@ -83,7 +85,13 @@ def inspect_clips(root: str, clips: Sequence[Clip], recipe: Recipe, corpus: str)
         found = dict(zip(keys, (item for chunk in pool.map(inspect, chunks) for item in chunk), strict=True))
     log.info("inspected %d clips, %d sources in %s", len(clips), len(keys), root)
     looks = {key: list(spans) for key, spans in parts.items()}
-    return [_inspected(clip, [(found[key], looks[key]) for key in _keys(clip)]) for clip in clips]
+    return [*refused, *(_inspected(clip, [(found[key], looks[key]) for key in _keys(clip)]) for clip in clips)]
+
+
+def _refused(clip: Clip) -> InspectedClip:
+    """A clip whose download failed: there is nothing to look at."""
+    reason, message = clip.refused or ("download_failed", "")
+    return InspectedClip(clip=clip, failure=failure_of(clip, stage="download", reason=reason, message=message))
 
 
 def _identity(clip: Clip, video: SourceVideo) -> tuple[str, str]:

@@ -36,6 +36,9 @@ def ingest(
     replay_failures: Annotated[
         str, typer.Option(metavar="DATASET", help="Only the clips that failed there; OUT becomes its child.")
     ] = "",
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="urls: fetch again what failed, and nothing else.")
+    ] = False,
     simulate: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help='metaworld: make the episodes in SOURCE, e.g. tasks=["all"]; repeat.'),
@@ -55,7 +58,7 @@ def ingest(
         "name": name or corpus,
         "recipe": {"layout": layout},
     }
-    values |= {"workers": workers, "replay_failures": replay_failures}
+    values |= {"workers": workers, "replay_failures": replay_failures, "retry_failed": retry_failed}
     config = apply(IngestConfig.parse(values), override or [])
     if simulate is not None:
         _simulate(corpus, source, simulate, dry_run=dry_run)

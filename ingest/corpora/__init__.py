@@ -10,7 +10,17 @@ import numpy.typing as npt
 
 from infra.errors import ConfigError
 from infra.media_pictures import Pictures
-from ingest.corpora import annotated, calvin, folder, kinetics400, lerobot, metaworld, rlds, something_something_v2
+from ingest.corpora import (
+    annotated,
+    calvin,
+    folder,
+    kinetics400,
+    lerobot,
+    metaworld,
+    rlds,
+    something_something_v2,
+    urls,
+)
 from ingest.schema import Clip, SourceVideo
 
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -48,6 +58,7 @@ CORPORA: dict[str, Corpus] = {
     "metaworld": metaworld,
     "rlds": rlds,
     "something_something_v2": something_something_v2,
+    "urls": urls,
 }
 
 

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from infra.errors import ServiceError
 from infra.settings import settings
-from pipelines import cli
+from ingest.corpora import CORPORA
+from pipelines import cli, cli_ingest
 from pipelines.cli_calls import by_stage
 
 VERBS = {
@@ -27,6 +28,10 @@ def home(tmp_path, monkeypatch):
     settings.cache_clear()
     yield tmp_path / "home"
     settings.cache_clear()
+
+
+def test_the_help_names_every_corpus():
+    assert set(cli_ingest.CORPORA) == set(CORPORA)
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
