@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import DataError
+from infra.media_boxes import find_contradiction
 
 VIDEO_SUFFIXES = (".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
@@ -28,6 +30,14 @@ MIN_FPS, MAX_FPS = 0.1, 1000
 MATROSKA_TICK_S = 0.001  # its times are rounded to milliseconds
 MIN_REGULAR, MAX_GAPS = 8, 3
 _MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid")
+HEAD_BYTES = 4096
+# What makes a demuxer open other files or addresses, or belongs to subtitles; in lower case, at the start of the text.
+_REFERRING = re.compile(
+    r"#extm3u|#ext-x-|#extinf|ffconcat|\[playlist\]|\[reference\]|\[internetshortcut\]|\[script info\]|webvtt|v=0\s|"
+    r"rtsptext|smiltext|[a-z][a-z0-9+.\-]{1,15}://|<\??(?:asx|wpl|svg|smil|sami|mpd|playlist|tt)\b|"
+    r"\d+\s+\d+:\d\d:\d\d[,.]\d+\s*-->|\{\d+\}\{\d+\}"
+)
+_REFERRING_XML = re.compile(r"<(?:\w+:)?(?:svg|smil|mpd|playlist|compositionplaylist|asx)\b|<!entity|\bhref\s*=")
 
 Source = Path | bytes
 
@@ -111,6 +121,11 @@ def scan(source: Source, *, limits: VideoLimits = DEFAULT_LIMITS) -> Timeline:
         _check_size(info, limits, frames=info.estimated_frames)
         packets = _read_packets(container, stream)
         _check_complete(packets, info, stream)
+        if info.container == "mov":
+            hidden = max(packets.stored, info.declared_frames or 0) - len(packets.pts)
+            problem = find_contradiction(source, stream.id, hidden_frames=hidden)
+            if problem is not None:
+                raise MediaError(*problem)
         time_base = Fraction(stream.time_base)
     if not packets.pts:
         raise MediaError("truncated", "the container holds no frame")
@@ -188,11 +203,11 @@ class _Packets:
 
 def _check_signature(source: Source) -> None:
     if isinstance(source, bytes):
-        head, size = source[:16], len(source)
+        head, size = source[:HEAD_BYTES], len(source)
     else:
         try:
             with source.open("rb") as stream:
-                head = stream.read(16)
+                head = stream.read(HEAD_BYTES)
             size = source.stat().st_size
         except OSError as error:
             raise MediaError("unreadable", f"the file cannot be read: {error.strerror}") from None
@@ -201,8 +216,18 @@ def _check_signature(source: Source) -> None:
     known = (
         head[4:8] in _MOV_BOXES or head[:4] == b"\x1a\x45\xdf\xa3" or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
     )
-    if not known:
-        raise MediaError("not_video", f"its first bytes {head[:8]!r} are those of no container on the list")
+    if known:
+        return
+    if _refers_elsewhere(head):
+        raise MediaError("hostile_container", f"it is a list, script or subtitle that names others: {head[:8]!r}")
+    raise MediaError("not_video", f"its first bytes {head[:8]!r} are those of no container on the list")
+
+
+def _refers_elsewhere(head: bytes) -> bool:
+    """Whether the content is text that would send a decoder to other files: playlist, script, session, subtitle."""
+    wide = head[:2] in (b"\xff\xfe", b"\xfe\xff")
+    text = head.decode("utf-16" if wide else "utf-8", errors="replace").lstrip("\ufeff\0 \t\r\n").lower()
+    return bool(_REFERRING.match(text) or (text.startswith("<?xml") and _REFERRING_XML.search(text)))
 
 
 def _video_stream(container: Any) -> Any:
@@ -253,12 +278,16 @@ def _read_packets(container: Any, stream: Any) -> _Packets:
             raise MediaError("truncated", f"the packet after {found.stored} frames is cut short")
         if start is None:
             raise MediaError("bad_timestamps", f"the packet after {found.stored} frames has no time")
-        found.end_s = max(found.end_s, float((start + (packet.duration or 0)) * packet.time_base))
+        end = start + (packet.duration or 0)
         if packet.stream is not stream:
+            found.end_s = max(found.end_s, float(end * packet.time_base))
             continue
         found.stored += 1
-        found.video_end = max(found.video_end, start + (packet.duration or 0))
-        if packet.is_discard or _is_invisible(packet, stream):
+        found.video_end = max(found.video_end, end)
+        if _is_invisible(packet, stream):
+            continue
+        found.end_s = max(found.end_s, float(end * packet.time_base))
+        if packet.is_discard:
             continue
         found.pts.append(start)
         if packet.is_keyframe:

@@ -1,18 +1,17 @@
 """One door to every large thing: local paths and `s3://` addresses through fsspec.
 
 A *url* here is a local path or `s3://bucket/key`. Visible means complete: local writes go to a temporary name and
-are renamed; on S3 a put is atomic and `create_only` is a conditional put. Credentials and the endpoint come from the
-environment (`AWS_*`, `AWS_ENDPOINT_URL`) only.
+are renamed; on S3 a put is atomic and `create_only` is a conditional put. What may pass on S3 is tried again, a bounded
+number of times (`infra.s3`). Credentials and the endpoint come from the environment (`AWS_*`, `AWS_ENDPOINT_URL`) only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
-import random
 import shutil
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +21,21 @@ import fsspec
 
 from infra.digests import pretty_json
 from infra.errors import InputError, StorageError
+from infra.s3 import (
+    FINAL_ERRORS,
+    s3_create,
+    s3_exists,
+    s3_get,
+    s3_names,
+    s3_options,
+    s3_put,
+    s3_read,
+    s3_remove,
+    s3_size,
+    s3_write,
+)
 
 T = TypeVar("T")
-MAX_ATTEMPTS = 4
-FIRST_DELAY_S = 0.2
-# Only what another attempt can mend; "missing" and "forbidden" are answers, not faults.
-FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 def is_remote(url: str | Path) -> bool:
@@ -60,10 +68,7 @@ def local_path(url: str | Path) -> Path:
 def open_fs(url: str | Path) -> tuple[Any, str]:
     """(fsspec filesystem, path inside it). The s3fs instance is fresh per process: event loops do not survive forks."""
     if is_remote(url):
-        options: dict[str, Any] = {"use_listings_cache": False}
-        if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
-            options["endpoint_url"] = endpoint
-        return fsspec.filesystem("s3", **options), str(url).removeprefix("s3://")
+        return fsspec.filesystem("s3", **s3_options()), str(url).removeprefix("s3://")
     return fsspec.filesystem("file"), str(Path(url).absolute())
 
 
@@ -79,17 +84,17 @@ def as_arrow(url: str | Path) -> tuple[Any, str]:
 
 def read_bytes(url: str | Path) -> bytes:
     """Whole content; `InputError` when it does not exist."""
-    fs, path = open_fs(url)
     try:
-        return bytes(_retry(lambda: fs.cat_file(path), url))
+        return s3_read(url) if is_remote(url) else _typed(Path(url).read_bytes, url)
     except FileNotFoundError:
         raise InputError(f"{url} does not exist.", remedy="Check the path.") from None
 
 
 def read_range(url: str | Path, start: int, length: int) -> bytes:
     """`length` bytes from `start`; `StorageError` on a short read."""
-    fs, path = open_fs(url)
-    data = bytes(_retry(lambda: fs.cat_file(path, start=start, end=start + length), url))
+    if length == 0:
+        return b""
+    data = s3_read(url, (start, start + length)) if is_remote(url) else _typed(lambda: _pread(url, start, length), url)
     if len(data) != length:
         raise StorageError(f"{url}: {len(data)} bytes at {start} where {length} were asked for.")
     return data
@@ -106,8 +111,7 @@ def read_json(url: str | Path) -> Any:
 def write_bytes(url: str | Path, data: bytes) -> None:
     """Replace the content atomically."""
     if is_remote(url):
-        fs, path = open_fs(url)
-        _retry(lambda: fs.pipe_file(path, data), url)
+        s3_write(url, data)
         return
     target = Path(url)
     with _temporary(target) as temporary:
@@ -121,9 +125,13 @@ def write_json(url: str | Path, value: Any) -> None:
 
 
 def create_only(url: str | Path, data: bytes) -> bool:
-    """Write unless something is there. True if this call created it; the loser of a race gets False."""
+    """Write unless something is there. True if this call created it; the loser of a race gets False.
+
+    On S3 that holds although answers get lost; if the store cannot be reached at the end, the call raises
+    `StorageError`, and whether the object was created is then not known.
+    """
     if is_remote(url):
-        return _create_remote(url, data)
+        return s3_create(url, data)
     target = Path(url)
     with _temporary(target) as temporary:
         _write_synced(temporary, data)
@@ -137,8 +145,7 @@ def create_only(url: str | Path, data: bytes) -> bool:
 def put_file(local: Path, url: str | Path) -> None:
     """Publish a complete local file. A local target on the same disk is a rename."""
     if is_remote(url):
-        fs, path = open_fs(url)
-        _retry(lambda: fs.put_file(str(local), path), url)
+        s3_put(local, url)
         local.unlink()
         return
     target = Path(url)
@@ -156,10 +163,12 @@ def put_file(local: Path, url: str | Path) -> None:
 
 def get_file(url: str | Path, local: Path) -> None:
     """Copy to a local path, complete or not at all."""
-    fs, path = open_fs(url)
     with _temporary(local) as temporary:
         try:
-            _retry(lambda: fs.get_file(path, str(temporary)), url)
+            if is_remote(url):
+                s3_get(url, temporary)
+            else:
+                _typed(lambda: shutil.copyfile(url, temporary), url)
         except FileNotFoundError:
             raise InputError(f"{url} does not exist.", remedy="Check the path.") from None
         temporary.replace(local)
@@ -183,48 +192,61 @@ def get_folder(url: str | Path, local: Path) -> Path:
 
 def exists(url: str | Path) -> bool:
     """Whether a file or folder is there."""
-    fs, path = open_fs(url)
-    return bool(_retry(lambda: fs.exists(path), url))
+    return s3_exists(url) if is_remote(url) else Path(url).exists()
 
 
 def size_bytes(url: str | Path) -> int:
     """Size of one file; `InputError` when missing."""
-    fs, path = open_fs(url)
     try:
-        return int(_retry(lambda: fs.info(path), url)["size"])
+        size = s3_size(url) if is_remote(url) else _typed(lambda: Path(url).stat().st_size, url)
     except FileNotFoundError:
-        raise InputError(f"{url} does not exist.", remedy="Check the path.") from None
+        size = None
+    if size is None:
+        raise InputError(f"{url} does not exist.", remedy="Check the path.")
+    return size
 
 
 def list_names(url: str | Path, *, suffix: str = "", recursive: bool = False) -> list[str]:
     """Sorted names of the files below a folder, relative to it; empty when the folder does not exist."""
-    fs, path = open_fs(url)
     try:
-        found = _retry(lambda: fs.find(path, maxdepth=None if recursive else 1), url)
+        names = list(s3_names(url, recursive=recursive)) if is_remote(url) else _local_names(Path(url), recursive)
     except FileNotFoundError:
         return []
-    root = path.rstrip("/") + "/"
-    names = (item[len(root) :] for item in found if item.startswith(root))
     return sorted(name for name in names if name.endswith(suffix) and not _is_temporary(name))
 
 
 def remove(url: str | Path, *, recursive: bool = False) -> None:
     """Delete a file, or a folder with `recursive`; nothing there is fine."""
+    if is_remote(url):
+        s3_remove(url, recursive=recursive)
+        return
     fs, path = open_fs(url)
     if fs.exists(path):
-        fs.rm(path, recursive=recursive)
+        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            fs.rm(path, recursive=recursive)
 
 
-def _create_remote(url: str | Path, data: bytes) -> bool:
-    fs, path = open_fs(url)
+def _pread(url: str | Path, start: int, length: int) -> bytes:
+    with Path(url).open("rb") as stream:
+        stream.seek(start)
+        return stream.read(length)
+
+
+def _local_names(folder: Path, recursive: bool) -> list[str]:
+    fs, path = open_fs(folder)
+    root = path.rstrip("/") + "/"
+    found = fs.find(path, maxdepth=None if recursive else 1)
+    return [item[len(root) :] for item in found if item.startswith(root)]
+
+
+def _typed(call: Callable[[], T], url: str | Path) -> T:
+    """The disk's troubles as `StorageError`; what is missing or forbidden as Python says it."""
     try:
-        _retry(lambda: fs.pipe_file(path, data, mode="create"), url)
-    except (FileExistsError, StorageError):
-        # Some stores answer a refused condition with a plain OSError, which a retry cannot tell from a fault.
-        if fs.exists(path):
-            return False
+        return call()
+    except FINAL_ERRORS:
         raise
-    return True
+    except OSError as error:
+        raise StorageError(f"{url}: {error}.", remedy="Is the disk well?") from error
 
 
 class _temporary:  # noqa: N801  (reads as a verb at its use)
@@ -251,18 +273,3 @@ def _write_synced(path: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _retry(call: Callable[[], T], url: str | Path) -> T:
-    """Bounded, jittered attempts; only remote faults are worth repeating."""
-    attempts = MAX_ATTEMPTS if is_remote(url) else 1
-    for attempt in range(1, attempts + 1):
-        try:
-            return call()
-        except FINAL_ERRORS:
-            raise
-        except OSError as error:
-            if attempt == attempts:
-                raise StorageError(f"{url}: {error} (after {attempts} attempts).", remedy="Is the store up?") from error
-            time.sleep(FIRST_DELAY_S * 2**attempt * (0.5 + random.random()))  # noqa: S311  (jitter, not a draw)
-    raise AssertionError("unreachable")

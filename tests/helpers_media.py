@@ -16,14 +16,14 @@ def ffmpeg() -> str:
 
 
 def make_video(
-    path: Path, *, frames: int = 12, size: str = "96x64", fps: int = 12, codec: str = "", options=()
+    path: Path, *, frames: int = 12, size: str = "96x64", fps: int = 12, codec: str = "", inputs=(), options=()
 ) -> Path:
-    """A soft test pattern whose colours turn and whose light flickers from frame to frame."""
+    """A soft test pattern whose colours turn and whose light flickers from frame to frame; `inputs` adds others."""
     path.parent.mkdir(parents=True, exist_ok=True)
     codecs = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".webm": "libvpx", ".avi": "mpeg4"}
     source = f"testsrc2=size={size}:rate={fps}:duration={frames / fps},gblur=sigma=3,hue=h=n*47:b=sin(n*1.7)"
     encode = ["-c:v", codec or codecs[path.suffix], "-pix_fmt", "yuv420p", "-threads", "1", *options]
-    argv = [ffmpeg(), "-nostdin", "-y", "-loglevel", "error", "-f", "lavfi", "-i", source, *encode, str(path)]
+    argv = [ffmpeg(), "-nostdin", "-y", "-loglevel", "error", "-f", "lavfi", "-i", source, *inputs, *encode, str(path)]
     subprocess.run(argv, check=True, timeout=60)
     return path
 
@@ -50,8 +50,8 @@ def break_corpus(folder: Path) -> dict[str, str]:
     files = {
         "bad/empty.mp4": (b"", "empty"),
         "bad/text.mp4": (b"this is no video\n" * 99, "not_video"),
-        "bad/script.mp4": (b"ffconcat version 1.0\nfile ../a/bars.mp4\n", "not_video"),
-        "bad/playlist.mp4": (b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n", "not_video"),
+        "bad/script.mp4": (b"ffconcat version 1.0\nfile ../a/bars.mp4\n", "hostile_container"),
+        "bad/playlist.mp4": (b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n", "hostile_container"),
         "bad/no-index.mp4": (moov_last[: len(moov_last) * 2 // 3], "truncated"),
         "bad/cut.mov": (moov_first[: len(moov_first) * 2 // 3], "truncated"),
         "bad/cut.webm": (odd[: len(odd) // 2], "truncated"),

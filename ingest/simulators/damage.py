@@ -38,7 +38,7 @@ def plant(folder: str, *, seed: int) -> tuple[PlantedFile, ...]:
         "truncated": (_truncated, "cut at 60 % of its bytes", "truncated"),
         "empty": (_empty, "zero bytes", "empty"),
         "text": (_text, "plain text named .mp4", "not_video"),
-        "concat": (_concat, "a concat script that names its neighbour", "not_video"),
+        "concat": (_concat, "a concat script that names its neighbour", "hostile_container"),
         "short-decode": (_short_decode, "the last third of its pictures is filler data", "short_decode"),
     }
     planted = []

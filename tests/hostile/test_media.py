@@ -1,13 +1,13 @@
 """Files that are not what they say, and damaged ones: refused with a reason, nothing fetched, nothing short."""
 
-import http.server
 import json
 import os
-import random
 import struct
 import subprocess
 import sys
-import threading
+import urllib.error
+import urllib.request
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,9 @@ import pytest
 from infra.media import MediaError, probe, scan
 from infra.media_decode import decode_span
 from infra.media_transcode import TranscodeSettings, transcode
+from tests.faults import damaged_media, hostile_containers
+from tests.helpers_damage import KINDS
+from tests.helpers_hostile import hostile_texts, watched_server
 from tests.helpers_media import make_video
 
 
@@ -26,132 +29,58 @@ def good(tmp_path_factory):
     return make_video(tmp_path_factory.mktemp("good") / "sibling.mp4", frames=20, options=["-movflags", "+faststart"])
 
 
-@pytest.fixture
-def server():
-    """(address, list of requested paths): a redirecting server on loopback."""
-    seen: list[str] = []
+def test_scripts_playlists_and_paths_touch_nothing_else(tmp_path):
+    """Every row of the table that `python -m tests.faults.hostile_containers` prints."""
+    rows = list(hostile_containers.try_all(tmp_path))
+    assert len(rows) >= 30
+    assert [row.name for row in rows if not row.contained] == []
+    reasons = {row.name: {row.outcomes[name] for name in ("pyav", "ffmpeg", "bytes")} for row in rows}
+    texts = hostile_texts(tmp_path / "x.mp4", "http://127.0.0.1")
+    assert {name: reasons[name] for name in texts} == {name: {"hostile_container"} for name in texts}
+    assert reasons["text"] == reasons["page"] == reasons["elf"] == {"not_video"}
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            seen.append(self.path)
-            self.send_response(302)
-            self.send_header("Location", "/internal.mp4")
-            self.end_headers()
 
-        def log_message(self, *_):
+def test_the_watchers_of_that_table_see_what_happens(good):
+    watch = hostile_containers.OpenWatch(good)
+    assert watch.count() == 0
+    probe(good)
+    assert watch.count() >= 1
+    with watched_server() as (address, seen):
+        with pytest.raises(urllib.error.HTTPError), urllib.request.urlopen(f"{address}/a.ts"):
             pass
-
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{httpd.server_port}", seen
-    httpd.shutdown()
+        assert "/a.ts" in seen
 
 
-def contents(good: Path, address: str) -> dict[str, bytes]:
-    playlist = "#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:2,\n{}\n#EXT-X-ENDLIST\n"
-    script = "ffconcat version 1.0\nfile {}\n"
-    return {
-        "playlist-http": playlist.format(f"{address}/a.ts").encode(),
-        "playlist-absolute": playlist.format(good).encode(),
-        "script-http": script.format(f"{address}/a.mp4").encode(),
-        "script-absolute": script.format(good).encode(),
-        "script-sibling": script.format(good.name).encode(),
-        "subtitle": b"1\n00:00:00,000 --> 00:00:01,000\n<font face=x>hello\n",
-        "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="%s"/></svg>' % address.encode(),
-        "elf": b"\x7fELF" + bytes(200),
-    }
-
-
-@pytest.mark.parametrize("engine", ["pyav", "ffmpeg"])
-def test_scripts_and_playlists_named_mp4_are_refused_without_a_request(good, server, tmp_path, monkeypatch, engine):
-    address, seen = server
-    (tmp_path / good.name).write_bytes(good.read_bytes())
-    monkeypatch.chdir(tmp_path)  # where a relative entry would be found
-    for name, data in contents(good, address).items():
-        path = tmp_path / f"{name}.mp4"
-        path.write_bytes(data)
-        attempts = [lambda path=path: transcode(path, TranscodeSettings(engine=engine)), lambda data=data: scan(data)]
-        for attempt in attempts:
-            with pytest.raises(MediaError) as caught:
-                attempt()
-            assert caught.value.reason == "not_video", name
-    assert seen == []
-
-
-def test_libav_itself_is_kept_from_scripts_and_addresses(good, server, tmp_path, monkeypatch):
-    """The whitelists hold even when the first bytes pass: with the signature check out of the way."""
-    address, seen = server
-    monkeypatch.setattr("infra.media._check_signature", lambda source: None)
-    (tmp_path / good.name).write_bytes(good.read_bytes())
-    monkeypatch.chdir(tmp_path)
-    for name, data in contents(good, address).items():
-        path = tmp_path / f"{name}.mp4"
-        path.write_bytes(data)
-        for source in (path, data):
-            with pytest.raises(MediaError):
-                probe(source)
-    assert seen == []
-
-
-def test_no_demuxer_reaches_the_network(good, server, tmp_path, monkeypatch):
+def test_no_demuxer_reaches_the_network(good, tmp_path, monkeypatch):
     """The second guard alone: with scripts and playlists let through, their addresses are still refused."""
-    address, seen = server
     monkeypatch.setattr("infra.media._check_signature", lambda source: None)
     monkeypatch.setattr("infra.media.DEMUXERS", "mov,concat,hls,mpegts")
-    for name in ("playlist-http", "script-http"):
-        path = tmp_path / f"{name}.mp4"
-        path.write_bytes(contents(good, address)[name])
-        for source in (path, path.read_bytes()):
-            with pytest.raises(MediaError):
-                scan(source)
-    assert seen == []
+    with watched_server() as (address, seen):
+        for name in ("playlist-http", "script-http"):
+            path = tmp_path / f"{name}.mp4"
+            path.write_bytes(hostile_texts(good, address)[name])
+            for source in (path, path.read_bytes()):
+                with pytest.raises(MediaError):
+                    scan(source)
+        assert seen == []
 
 
-def test_a_path_is_a_path_and_never_a_protocol(good, server, monkeypatch):
-    address, seen = server
-    monkeypatch.chdir(good.parent)
-    monkeypatch.setattr("infra.media._check_signature", lambda source: None)
-    for text in (f"concat:{good.name}|{good.name}", f"subfile,,start,0,end,999,,:{good.name}", f"async:{good.name}"):
-        with pytest.raises(MediaError):
-            probe(Path(text))
-    with pytest.raises(MediaError):
-        probe(Path(f"{address}/a.mp4"))
-    assert seen == []
-    assert probe(Path(good.name)).declared_frames == 20
+def test_a_damaged_video_is_never_accepted_short(tmp_path):
+    """A part of what `python -m tests.faults.damaged_media` tries."""
+    mutants = damaged_media.make_mutants(tmp_path, list(KINDS), 240, seed=7)
+    results = damaged_media.decode_all(mutants)
+    counts = Counter(result.outcome for result in results)
+    assert set(counts) == {"rejected", "whole"}, counts
+    assert counts["rejected"] >= 120
 
 
-def damaged(data: bytes, rng: random.Random) -> bytes:
-    mutant, kind = bytearray(data), rng.choice(["truncate", "flip", "zero", "delete"])
-    at = rng.randrange(len(data) - 4096)
-    if kind == "truncate":
-        return data[:at]
-    if kind == "flip":
-        for _ in range(rng.randint(1, 64)):
-            mutant[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    elif kind == "zero":
-        size = rng.randint(16, 4096)
-        mutant[at : at + size] = bytes(size)
-    else:
-        del mutant[at : at + rng.randint(1, 256)]
-    return bytes(mutant)
-
-
-@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mov", ".mkv"])
-def test_a_damaged_video_is_never_accepted_short(tmp_path, suffix):
-    frames = 16
-    source = make_video(tmp_path / f"good{suffix}", frames=frames, size="128x96", options=["-g", "6"])
-    data, rng = source.read_bytes(), random.Random(7)
-    assert len(data) > 6000
-    target, refused = tmp_path / f"mutant{suffix}", 0
-    for _ in range(40):
-        target.write_bytes(damaged(data, rng))
-        try:
-            stored = transcode(target, TranscodeSettings(short_side=32))
-        except MediaError:
-            refused += 1
-        else:
-            assert len(stored.members) == frames
-    assert refused >= 20
+def test_what_dies_or_hangs_in_that_table_is_counted(tmp_path, monkeypatch):
+    mutants = damaged_media.make_mutants(tmp_path, list(KINDS), 4, seed=0)
+    monkeypatch.setattr(damaged_media, "HANG_S", 15.0)
+    monkeypatch.setenv("FOREFRAME_FAULT", f"media.damaged@{mutants[1].path.name}")
+    assert [result.outcome for result in damaged_media.decode_all(mutants)].count("crash") == 1
+    monkeypatch.setenv("FOREFRAME_FAULT_ACTION", "hang")
+    assert [result.outcome for result in damaged_media.decode_all(mutants)].count("hang") == 1
 
 
 def test_missing_pictures_are_a_short_decode(good, tmp_path):

@@ -106,7 +106,7 @@ def test_planted_files_are_broken_as_promised(made):
         "planted-truncated": "truncated",
         "planted-empty": "empty",
         "planted-text": "not_video",
-        "planted-concat": "not_video",
+        "planted-concat": "hostile_container",
         "planted-short-decode": "short_decode",
     }
     for file in corpus.damage:

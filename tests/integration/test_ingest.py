@@ -144,7 +144,7 @@ def test_broken_files_end_in_the_ledger_and_good_ones_in_the_shards(corpus, tmp_
         assert failure.sha256 == hashlib.sha256((tmp_path / "corpus" / path).read_bytes()).hexdigest()
     data = ShardDataset(str(tmp_path / "data"))
     assert {data.record(index).source_id for index in range(len(data))} == set(corpus[1])
-    assert manifest.statistics["failures"]["not_video"] == 3
+    assert manifest.statistics["failures"]["hostile_container"] == 2
     assert verify(str(tmp_path / "data")) == []
 
 
