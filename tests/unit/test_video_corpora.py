@@ -44,7 +44,9 @@ def test_kinetics_rows_find_cut_clips_and_spans_of_whole_videos(tmp_path: Path) 
     make_video(tmp_path / "whole/-3B32lodo2M.mp4", frames=50, fps=10, size="64x64")
     output = str(tmp_path / "out")
     recipe = Recipe(layout="video", max_failure_share=0.5)
-    manifest = run(IngestConfig(corpus="kinetics400", source=str(tmp_path), output=output, name="k", recipe=recipe))
+    manifest = run(
+        IngestConfig(corpus="kinetics400", source=str(tmp_path), output=output, name="k", recipe=recipe, workers=0)
+    )
     data = ShardDataset(output, split=None)
     stored = {data.record(place).source_id: place for place in range(len(data))}
     assert sorted(stored) == ["---QUuC4vJs_000001_000003", "-3B32lodo2M_000002_000004"]
