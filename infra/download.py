@@ -84,10 +84,13 @@ def download(url: str, target: Path, policy: DownloadPolicy) -> Downloaded:
     raise AssertionError("max_attempts is at least 1")
 
 
-def download_once(url: str, target: Path, policy: DownloadPolicy, *, attempt: int = 0) -> Downloaded:
+def download_once(
+    url: str, target: Path, policy: DownloadPolicy, *, attempt: int = 0, stop: threading.Event | None = None
+) -> Downloaded:
     """One attempt; `attempt` (from 0) picks among the addresses of a host that has several.
 
-    Raises `DownloadError`, `retryable` where another attempt may help, and `StorageError` when the disk refuses.
+    Once `stop` is set it gives up with the next bytes that come, at the latest when a read times out. Raises
+    `DownloadError`, `retryable` where another attempt may help, and `StorageError` when the disk refuses.
     """
     if url.startswith("s3://"):
         return _copy_object(url, target, policy)
@@ -96,7 +99,8 @@ def download_once(url: str, target: Path, policy: DownloadPolicy, *, attempt: in
         for _ in range(policy.max_redirects + 1):
             place = locate(here, ports=policy.ports, allow_hosts=policy.allow_hosts)
             number = place.numbers[attempt % len(place.numbers)]
-            with _exchange(place, number, here, policy, ends) as (response, watch):
+            watch = _Watch(ends, stop)
+            with _exchange(place, number, here, policy, watch) as response:
                 if response.status not in REDIRECTS:
                     return _save(response, watch, here, target, policy)
                 where = response.headers.get("Location")
@@ -132,14 +136,15 @@ def _next(here: str, where: str) -> str:
 class _Watch:
     """Cuts a connection at the deadline: timeouts of single reads never end a server that sends a byte a second."""
 
-    def __init__(self, ends: float) -> None:
+    def __init__(self, ends: float, stop: threading.Event | None) -> None:
         self.ends = ends
+        self._stop = stop
         self._sock: socket.socket | None = None
         self._timer: threading.Timer | None = None
 
     @property
     def is_over(self) -> bool:
-        return time.monotonic() >= self.ends
+        return time.monotonic() >= self.ends or (self._stop is not None and self._stop.is_set())
 
     @property
     def remaining_s(self) -> float:
@@ -163,10 +168,9 @@ class _Watch:
 
 @contextlib.contextmanager
 def _exchange(
-    place: Place, number: IPAddress, url: str, policy: DownloadPolicy, ends: float
-) -> Iterator[tuple[urllib3.BaseHTTPResponse, _Watch]]:
+    place: Place, number: IPAddress, url: str, policy: DownloadPolicy, watch: _Watch
+) -> Iterator[urllib3.BaseHTTPResponse]:
     """Ask and read the head of the answer; the connection closes with the block."""
-    watch = _Watch(ends)
     connection = _connection(place, number, min(policy.connect_timeout_s, watch.remaining_s))
     try:
         with _translated(url, watch):
@@ -178,7 +182,7 @@ def _exchange(
             connection.request("GET", place.target, headers=headers, preload_content=False, decode_content=False)
             response = connection.getresponse()
         try:
-            yield response, watch
+            yield response
         finally:
             response.close()
     finally:

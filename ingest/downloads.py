@@ -207,7 +207,7 @@ class _Fetch:
         self.num_tasks, self.num_threads = len(tasks), min(config.concurrency, len(tasks))
         items = ((host_of(task.url), task) for task in tasks)
         self.queue = HostQueue(items, per_host=config.per_host, delay_s=config.host_delay_s)
-        self.lock = threading.Lock()
+        self.lock, self.stop = threading.Lock(), threading.Event()
         self.unnoted: list[Outcome] = []
         self.counts: Counter[str] = Counter()
         self.num_bytes = 0
@@ -219,7 +219,8 @@ class _Fetch:
             try:
                 threads = [pool.submit(self._work) for _ in range(self.num_threads)]
                 self._watch(threads)
-            finally:
+            finally:  # also of Ctrl-C, which must not wait for long downloads
+                self.stop.set()
                 self.queue.stop()
         self._note(at_least=1)
         self._report()
@@ -249,8 +250,10 @@ class _Fetch:
     def _attempt(self, host: str, task: _Task) -> None:
         incoming = self.folder / task.stem
         try:
-            done = download_once(task.url, incoming, self.policy, attempt=task.attempts)
+            done = download_once(task.url, incoming, self.policy, attempt=task.attempts, stop=self.stop)
         except DownloadError as error:
+            if self.stop.is_set():
+                return  # given up, not failed
             task.attempts += 1
             if error.retryable and task.attempts < self.policy.max_attempts:
                 pause = delay_s(error, self.policy, task.attempts - 1)

@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from infra.errors import ConfigError, InputError, TooManyFailuresError
+from infra.processes import wait_for
 from infra.settings import settings
 from infra.storage import join, list_names, put_file, put_folder, write_bytes
 from ingest import job
@@ -28,7 +29,7 @@ from ingest.receipt import failure_ledger
 from ingest.recipe import IngestConfig, Recipe
 from ingest.verify import verify
 from pipelines import cli
-from tests.helpers_http import send, site
+from tests.helpers_http import send, site, trickle
 from tests.helpers_media import make_video
 
 PROJECT = Path(__file__).parents[2]
@@ -421,3 +422,23 @@ def test_replayed_failures_fetch_those_addresses_alone(web, videos, tmp_path):
     assert {name: web.hits[f"/{name}.mp4"] for name in ("v0", "v1", "v2", "late")} == {
         "v0": 1, "v1": 1, "v2": 1, "late": 2,
     }  # fmt: skip
+
+
+def test_ctrl_c_does_not_wait_for_a_long_download(web, tmp_path):
+    web.routes["/slow.mp4"] = lambda handler: trickle(handler, b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+    table = write_csv(tmp_path / "table.csv", [{"url": web.url(f"/{name}.mp4")} for name in ("v0", "slow")])
+    config = config_of(table, tmp_path / "data", download=DownloadConfig())
+    config.save(tmp_path / "config.json")
+    variables = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    argv = [sys.executable, "-m", "ingest.main", str(tmp_path / "config.json")]
+    child = subprocess.Popen(argv, env=variables, stderr=subprocess.PIPE)
+    try:
+        assert wait_for(lambda: web.hits["/slow.mp4"] == 1 and web.hits["/v0.mp4"] == 1, timeout_s=60)
+        time.sleep(0.5)
+        child.send_signal(signal.SIGINT)
+        child.communicate(timeout=20)
+    finally:
+        child.kill()
+    assert child.returncode != 0
+    outcomes = read_outcomes(str(tmp_path / "data/downloads"))
+    assert [outcome.reason for outcome in outcomes.values()] in ([], [""])  # given up is not failed
