@@ -36,12 +36,16 @@ TO_RGB = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL
 
 @dataclass(frozen=True)
 class Planes:
-    """One 4:2:0 picture, BT.601: Y (H, W), U and V (ceil(H/2), ceil(W/2)), uint8."""
+    """One 4:2:0 picture, BT.601: Y (H, W), U and V (ceil(H/2), ceil(W/2)), uint8.
+
+    `frame` is a libav frame of the same content, where there is one: an encoder takes it without copying.
+    """
 
     y: Image
     u: Image
     v: Image
     frame_number: int  # in the source
+    frame: Any = None
 
 
 def decode_planes(
@@ -79,7 +83,8 @@ def decode_planes(
             threads=1,
         )
         y, u, v = (_plane(plane, turns) for plane in scaled.planes)
-        yield Planes(y, u, v, number)
+        # A source that needs no conversion comes through as it is, side data and all: those are not handed on.
+        yield Planes(y, u, v, number, None if turns or scaled is frame else scaled)
 
 
 def decode_span(

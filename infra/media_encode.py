@@ -96,7 +96,7 @@ class H264Writer:
 
     def add_planes(self, planes: Planes) -> None:
         """Append limited-range BT.601 planes of the writer's size."""
-        self._encode(_frame_of(planes))
+        self._encode(_frame_of(planes) if planes.frame is None else planes.frame)
 
     def add_rgb(self, image: Image) -> None:
         """Append an (H, W, 3) uint8 picture of the writer's size."""
