@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from random import Random
 
 import pytest
 
@@ -15,19 +14,24 @@ from infra.faults import fault_point
 from ingest import job
 from ingest.recipe import IngestConfig, Recipe
 from ingest.verify import verify
+from tests.faults import random_kills
 from tests.helpers_media import make_video
 
 PROJECT = Path(__file__).parents[2]
 POINTS = [
     "ingest.before_plan",
+    "storage.half_written@plan.json",
     "ingest.after_plan",
     "ingest.decode:2",
     "ingest.after_clip",
     "ingest.before_tar",
     "ingest.after_tar",
     "ingest.after_idx",
+    "storage.half_written@receipt.json",
+    "storage.before_link@receipt.json",
     "ingest.after_receipt",
     "ingest.before_manifest",
+    "storage.half_written@manifest.json",
     "ingest.after_manifest",
 ]
 
@@ -77,30 +81,27 @@ def test_killed_there_and_run_again(corpus, undisturbed, tmp_path, point):
     assert verify(str(tmp_path / "data")) == []
 
 
+@pytest.mark.ray
+def test_killed_on_ray_and_run_again(tmp_path):
+    """One output of what `python -m tests.faults.random_kills` does: a worker dies halfway through a receipt."""
+    random_kills.make_corpus(tmp_path / "corpus")
+    job.run(random_kills.config_of(tmp_path / "corpus", tmp_path / "undisturbed", workers=0))
+    killer = random_kills.Killer(tmp_path, seed=0, usual_s=10)
+    killer.output(tmp_path / "corpus", random_kills.content(tmp_path / "undisturbed"), ["in a receipt"])
+    tally = killer.tally
+    assert tally.kills == {"in a receipt": 1}
+    assert (tally.different, tally.lost, tally.duplicated, tally.touched) == (0, 0, 0, 0)
+    assert tally.redone == 1
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_fifty_kills_at_random_instants(corpus, undisturbed, tmp_path):
+@pytest.mark.ray
+@pytest.mark.timeout(3600)
+def test_fifty_kills_at_random_instants(tmp_path):
     """No instant is special: whatever was killed, the finished data set is the same."""
-    random, kills, finished = Random(0), 0, 0
-    while kills < 50:
-        output = tmp_path / f"data-{finished}"
-        config_of(corpus, output).save(tmp_path / "config.json")
-        argv = [sys.executable, "-m", "ingest.main", str(tmp_path / "config.json")]
-        child = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(PROJECT)}, stderr=subprocess.DEVNULL)
-        try:
-            child.wait(timeout=random.uniform(0.5, 6.0))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-            kills += 1
-            continue
-        assert child.returncode == 0
-        assert content(output) == undisturbed
-        assert verify(str(output)) == []
-        finished += 1
-    job.run(config_of(corpus, output))
-    assert content(output) == undisturbed
-    assert finished > 5
+    tally = random_kills.kill_at_random(tmp_path, kills=50, seed=1)
+    assert tally.kills.total() == 50
+    assert (tally.different, tally.lost, tally.duplicated, tally.touched) == (0, 0, 0, 0)
 
 
 def test_a_video_that_kills_the_decoder_is_named(corpus, tmp_path):
