@@ -13,6 +13,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,19 +35,20 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = "attempts"
 MAX_DEAD_ATTEMPTS = 4  # of one run at one shard
+MAX_NAMED_DEATHS = 2  # after more, no clip of the shard is trusted
 
 
 def build_shard(planned: PlannedShard, config: IngestConfig, *, plan_id: str, run_id: str) -> Receipt:
     """Build and commit one shard; returns its receipt.
 
-    If an earlier attempt at it died, every video is decoded in a limited child this time. Raises `ServiceError` when
-    several attempts of this run died.
+    If an earlier attempt at it died, the source that it was decoding is decoded in a limited child this time; after
+    several deaths, or where the mark does not tell, every source is. Raises `ServiceError` when several attempts of
+    this run died.
     """
     started = time.monotonic()
     with _attempt(config.output, planned.shard, run_id) as attempt, workspace(config.output, planned.shard) as folder:
-        encode = _encoder(config, isolated=attempt > 0)
         tar = folder / f"{shard_name(planned.shard)}.tar"
-        summary, tally, seconds = _write_tar(tar, planned, config, encode)
+        summary, tally, seconds = _write_tar(tar, planned, config, attempt)
         receipt = Receipt(
             shard=planned.shard,
             plan_id=plan_id,
@@ -63,12 +65,26 @@ def build_shard(planned: PlannedShard, config: IngestConfig, *, plan_id: str, ru
             statistics=tally.statistics(),
         )
         publish_shard(tar, config.output, receipt, stage="ingest")
-    _write_log(config.output, receipt, attempt=attempt, started=started, seconds=seconds)
+    _write_log(config.output, receipt, attempt=attempt.number, started=started, seconds=seconds)
     return receipt
 
 
-def _sorted(failures: tuple[Failure, ...]) -> tuple[Failure, ...]:
-    return tuple(sorted(failures, key=lambda failure: (failure.source_id, failure.key)))
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a shard. Its mark holds the source in work, so that a death names it.
+
+    An object store would charge a request for each clip, so there the mark says nothing, and every source is suspect.
+    """
+
+    mark: str
+    number: int = 0  # attempts that died before
+    suspects: frozenset[str] | None = frozenset()  # source ids; None for all
+
+    def begin(self, source_id: str) -> bool:
+        """Note the source; True if it is to be decoded in a child."""
+        if not is_remote(self.mark):
+            Path(self.mark).write_text(source_id)  # not synced: it has to outlive this process, not the machine
+        return self.suspects is None or source_id in self.suspects
 
 
 class Tally:
@@ -98,12 +114,14 @@ class Tally:
 
 
 def _write_tar(
-    tar: Path, planned: PlannedShard, config: IngestConfig, encode: Encode
+    tar: Path, planned: PlannedShard, config: IngestConfig, attempt: Attempt
 ) -> tuple[ShardSummary, Tally, dict[str, float]]:
     tally, seconds = Tally(), dict[str, float]()
+    encoders = {isolated: _encoder(config, isolated=isolated) for isolated in (False, True)}
     with ShardWriter(tar) as writer:
         for clip in planned.clips:
             started = time.monotonic()
+            encode = encoders[attempt.begin(clip.clip.source_id)]
             try:
                 record, members = build_sample(
                     clip, root=config.source, corpus=config.corpus, layout=config.recipe.layout, encode=encode
@@ -132,8 +150,8 @@ def _encode_watched(path: Path, span: Any, *, settings: Any, timeout_s: float) -
 
 
 @contextlib.contextmanager
-def _attempt(output: str, shard: int, run_id: str) -> Iterator[int]:
-    """How many attempts at this shard died before; this one leaves its mark unless it ends by itself."""
+def _attempt(output: str, shard: int, run_id: str) -> Iterator[Attempt]:
+    """What the attempts that died before left to know; this one leaves its mark unless it ends by itself."""
     stem = f"{shard_name(shard)}."
     marks = [name for name in list_names(join(output, ATTEMPTS)) if name.startswith(stem)]
     if sum(name.startswith(f"{stem}{run_id}.") for name in marks) >= MAX_DEAD_ATTEMPTS:
@@ -142,15 +160,28 @@ def _attempt(output: str, shard: int, run_id: str) -> Iterator[int]:
             remedy="Look for memory or disk running out on the workers, then run again.",
         )
     mine = join(output, ATTEMPTS, f"{stem}{run_id}.{uuid.uuid4().hex[:8]}")
+    suspects = _suspects([join(output, ATTEMPTS, name) for name in marks])
     create_only(mine, b"")
     if marks:
-        log.warning("%s: %d earlier attempt(s) died; decoding each video in a child", shard_name(shard), len(marks))
+        whom = "all videos" if suspects is None else ", ".join(sorted(suspects)) or "none of its videos"
+        log.warning("%s: %d earlier attempt(s) died; in a child: %s", shard_name(shard), len(marks), whom)
     try:
-        yield len(marks)
+        yield Attempt(mine, len(marks), suspects)
     finally:
         remove(mine)
     for name in marks:
         remove(join(output, ATTEMPTS, name))
+
+
+def _suspects(marks: list[str]) -> frozenset[str] | None:
+    """The sources that dead attempts were decoding; None where a mark does not tell, or there were too many deaths."""
+    if len(marks) > MAX_NAMED_DEATHS or any(is_remote(mark) for mark in marks):
+        return None
+    found = set()
+    for mark in marks:
+        with contextlib.suppress(FileNotFoundError):  # another builder of the shard has finished
+            found.add(Path(mark).read_text())
+    return frozenset(found - {""})
 
 
 def sweep(output: str, *, complete: bool) -> None:

@@ -12,6 +12,8 @@ import pytest
 from infra.errors import ServiceError
 from infra.faults import fault_point
 from ingest import job
+from ingest.build import MAX_NAMED_DEATHS
+from ingest.isolate import transcode_isolated
 from ingest.recipe import IngestConfig, Recipe
 from ingest.verify import verify
 from tests.faults import random_kills
@@ -112,6 +114,32 @@ def test_a_video_that_kills_the_decoder_is_named(corpus, tmp_path):
     second = run_child(config, tmp_path, **environment)
     assert second.returncode == 0, second.stderr
     assert failures_of(tmp_path / "data") == {"broken.mp4": "not_video", "clip-1.mp4": "crash"}
+
+
+@pytest.mark.parametrize("deaths", [0, 1, 2, 3])
+def test_only_what_was_in_work_at_a_death_is_isolated(corpus, undisturbed, tmp_path, monkeypatch, deaths):
+    """After many deaths of one shard nothing in it is trusted."""
+    config = config_of(corpus, tmp_path / "data", shard_bytes=10**9)
+    videos = [f"clip-{number}.mp4" for number in range(3)]
+    for name in videos[:deaths]:
+        assert run_child(config, tmp_path, FOREFRAME_FAULT=f"ingest.decode@{name}").returncode == -signal.SIGKILL
+    isolated = []
+
+    def watched(path, settings, span, **limits):
+        isolated.append(path.name)
+        return transcode_isolated(path, settings, span, **limits)
+
+    monkeypatch.setattr("ingest.build.transcode_isolated", watched)
+    assert job.run(config).num_samples == 3
+    assert sorted(isolated) == (["broken.mp4", *videos] if deaths > MAX_NAMED_DEATHS else videos[:deaths])
+
+
+def test_a_corpus_with_many_poisoned_videos_ends(corpus, tmp_path):
+    config = config_of(corpus, tmp_path / "data", shard_bytes=10**9, max_failure_share=1.0)
+    environment = {"FOREFRAME_FAULT": ",".join(f"ingest.decode@clip-{number}" for number in range(3))}
+    codes = [run_child(config, tmp_path, **environment).returncode for _ in range(4)]
+    assert codes == [-signal.SIGKILL] * 3 + [0]
+    assert set(failures_of(tmp_path / "data").values()) == {"not_video", "crash"}
 
 
 def test_a_video_that_hangs_the_decoder_is_named(corpus, tmp_path):
