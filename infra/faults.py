@@ -3,7 +3,9 @@
     FOREFRAME_FAULT=ingest.after_tar            kill -9 at the first pass of that point
     FOREFRAME_FAULT=ingest.after_tar:3          at the third pass in this process
     FOREFRAME_FAULT=ingest.decode@seed-00003    only where the point's detail contains that text
-    FOREFRAME_FAULT_ACTION=hang                 sleep for ever instead
+    FOREFRAME_FAULT=ingest.decode@a=hang        sleep there for ever instead
+    FOREFRAME_FAULT=one@a,two@b=hang            several, each on its own
+    FOREFRAME_FAULT_ACTION=hang                 sleep for ever at all of them
     FOREFRAME_FAULT_ONCE=/some/file             at most once over all processes: the file is the memory
 
 Without `FOREFRAME_FAULT` a point costs one dictionary look-up.
@@ -25,14 +27,20 @@ def fault_point(name: str, detail: str = "") -> None:
     wanted = os.environ.get("FOREFRAME_FAULT")
     if wanted is None:
         return
-    target, _, count = wanted.partition(":")
+    for entry in wanted.split(","):
+        _pass(entry, name, detail)
+
+
+def _pass(entry: str, name: str, detail: str) -> None:
+    rest, _, action = entry.partition("=")
+    target, _, count = rest.partition(":")
     point, _, part = target.partition("@")
     if point != name or part not in detail:
         return
-    _passes[wanted] += 1
-    if _passes[wanted] != int(count or 1) or not _claim_once():
+    _passes[entry] += 1
+    if _passes[entry] != int(count or 1) or not _claim_once():
         return
-    if os.environ.get("FOREFRAME_FAULT_ACTION") == "hang":
+    if "hang" in (action, os.environ.get("FOREFRAME_FAULT_ACTION")):
         while True:
             time.sleep(3600)
     os.kill(os.getpid(), signal.SIGKILL)

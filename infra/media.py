@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,6 +30,7 @@ MAX_STREAMS = 64
 MIN_FPS, MAX_FPS = 0.1, 1000
 MATROSKA_TICK_S = 0.001  # its times are rounded to milliseconds
 MIN_REGULAR, MAX_GAPS = 8, 3
+MAX_TINY_PACKETS, MIN_PACKET_BYTES = 100_000, 8  # a small file may claim millions of frames of a byte each
 _MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid")
 HEAD_BYTES = 4096
 # What makes a demuxer open other files or addresses, or belongs to subtitles; in lower case, at the start of the text.
@@ -194,8 +196,10 @@ def fit(width: int, height: int, short_side: int | None, *, even: bool = False) 
 
 @dataclass
 class _Packets:
-    pts: list[int]
-    keyframes: list[int]
+    pts: array[int]
+    keyframes: array[int]
+    read: int = 0  # of all streams
+    read_bytes: int = 0
     stored: int = 0  # including those an edit list hides
     end_s: float = 0.0  # over all streams
     video_end: int = 0
@@ -269,10 +273,18 @@ def _check_size(info: VideoInfo, limits: VideoLimits, *, frames: int) -> None:
 
 
 def _read_packets(container: Any, stream: Any) -> _Packets:
-    found = _Packets([], [])
+    found = _Packets(array("q"), array("q"))
+    # Compressed headers add little; beyond that, an index names the same bytes again and again.
+    most_bytes = (1 << 20) + 4 * container.size
     for packet in container.demux():
         if packet.size == 0:
             continue  # the flush packet at the end, or a dropped frame in AVI
+        found.read += 1
+        found.read_bytes += packet.size
+        if found.read > MAX_TINY_PACKETS and found.read_bytes < MIN_PACKET_BYTES * found.read:
+            raise MediaError("too_large", f"more than {MAX_TINY_PACKETS} packets have {MIN_PACKET_BYTES} bytes or less")
+        if found.read_bytes > most_bytes:
+            raise MediaError("too_large", f"its packets add up to more than {most_bytes} bytes, several times the file")
         start = packet.pts if packet.pts is not None else packet.dts
         if packet.is_corrupt:
             raise MediaError("truncated", f"the packet after {found.stored} frames is cut short")

@@ -21,6 +21,7 @@ import fsspec
 
 from infra.digests import pretty_json
 from infra.errors import InputError, StorageError
+from infra.faults import fault_point
 from infra.s3 import (
     FINAL_ERRORS,
     s3_create,
@@ -135,6 +136,7 @@ def create_only(url: str | Path, data: bytes) -> bool:
     target = Path(url)
     with _temporary(target) as temporary:
         _write_synced(temporary, data)
+        fault_point("storage.before_link", detail=target.name)
         try:
             os.link(temporary, target)  # link fails where rename would overwrite
         except FileExistsError:
@@ -270,6 +272,8 @@ def _is_temporary(name: str) -> bool:
 
 def _write_synced(path: Path, data: bytes) -> None:
     with path.open("wb") as stream:
-        stream.write(data)
+        stream.write(memoryview(data)[: len(data) // 2])
+        fault_point("storage.half_written", detail=path.name)
+        stream.write(memoryview(data)[len(data) // 2 :])
         stream.flush()
         os.fsync(stream.fileno())

@@ -10,21 +10,20 @@ import contextlib
 import logging
 import socket
 import time
-import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from infra.errors import ServiceError
 from infra.faults import fault_point
 from infra.media_transcode import engine_fingerprint
-from infra.storage import create_only, is_remote, join, list_names, remove, write_json
+from infra.storage import join, write_json
+from ingest.attempts import attempt_at
 from ingest.isolate import transcode_here, transcode_isolated
 from ingest.plan import PlannedShard
 from ingest.reader import default_cache
-from ingest.receipt import publish_shard, sweep_workspaces, workspace
+from ingest.receipt import publish_shard, workspace
 from ingest.recipe import IngestConfig
 from ingest.sample import ClipError, Encode, Workshop, build_sample
 from ingest.schema import Failure, Receipt, SampleRecord, shard_name
@@ -33,22 +32,20 @@ from ingest.watchdog import deadline
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = "attempts"
-MAX_DEAD_ATTEMPTS = 4  # of one run at one shard
-
 
 def build_shard(planned: PlannedShard, config: IngestConfig, *, plan_id: str, run_id: str, node: str = "") -> Receipt:
     """Build and commit one shard; returns its receipt. `node` is for the log only.
 
-    If an earlier attempt at it died, every video is decoded in a limited child this time. Raises `ServiceError` when
-    several attempts of this run died.
+    If an earlier attempt at it died, the source that it was decoding is decoded in a limited child this time; after
+    several deaths, or where the mark does not tell, every source is. Raises `ServiceError` when several attempts of
+    this run died.
     """
     started = time.monotonic()
-    with _attempt(config.output, planned.shard, run_id) as attempt, workspace(config.output, planned.shard) as folder:
-        encode = _encoder(config, isolated=attempt > 0)
-        shop = Workshop(config.source, config.corpus, config.recipe, encode, default_cache())
+    with attempt_at(config.output, planned.shard, run_id) as attempt, workspace(config.output, planned.shard) as folder:
+        encoders = {isolated: _encoder(config, isolated=isolated) for isolated in (False, True)}
+        shop = Workshop(config.source, config.corpus, config.recipe, default_cache())
         tar = folder / f"{shard_name(planned.shard)}.tar"
-        summary, tally, seconds = _write_tar(tar, planned, shop)
+        summary, tally, seconds = _write_tar(tar, planned, shop, lambda clip: encoders[attempt.begin(clip)])
         receipt = Receipt(
             shard=planned.shard,
             plan_id=plan_id,
@@ -73,7 +70,7 @@ def build_shard(planned: PlannedShard, config: IngestConfig, *, plan_id: str, ru
         "stages": stages,
         "seconds_per_clip": seconds,
     }
-    _write_log(config.output, receipt, attempt=attempt, times=times)
+    _write_log(config.output, receipt, attempt=attempt.number, times=times)
     return receipt
 
 
@@ -106,13 +103,16 @@ class Tally:
         return {"milliseconds": self._milliseconds, **counts}
 
 
-def _write_tar(tar: Path, planned: PlannedShard, shop: Workshop) -> tuple[ShardSummary, Tally, dict[str, float]]:
+def _write_tar(
+    tar: Path, planned: PlannedShard, shop: Workshop, encoder_of: Callable[[str], Encode]
+) -> tuple[ShardSummary, Tally, dict[str, float]]:
     tally, seconds = Tally(), dict[str, float]()
     with ShardWriter(tar) as writer:
         for clip in planned.clips:
             started = time.monotonic()
+            encode = encoder_of(clip.clip.source_id)
             try:
-                record, members = build_sample(clip, shop)
+                record, members = build_sample(clip, shop, encode)
             except ClipError as error:
                 tally.failures.append(error.failure)
                 log.info("%s refused: %s (%s)", clip.clip.source_id, error.failure.reason, error.failure.message)
@@ -144,40 +144,6 @@ def _encoder(config: IngestConfig, *, isolated: bool) -> Encode:
 def _encode_watched(path: Path, span: Any, *, settings: Any, timeout_s: float) -> Any:
     with deadline(timeout_s):
         return transcode_here(path, settings, span)
-
-
-@contextlib.contextmanager
-def _attempt(output: str, shard: int, run_id: str) -> Iterator[int]:
-    """How many attempts at this shard died before; this one leaves its mark unless it ends by itself."""
-    stem = f"{shard_name(shard)}."
-    marks = [name for name in list_names(join(output, ATTEMPTS)) if name.startswith(stem)]
-    if sum(name.startswith(f"{stem}{run_id}.") for name in marks) >= MAX_DEAD_ATTEMPTS:
-        raise ServiceError(
-            f"{shard_name(shard)}: {MAX_DEAD_ATTEMPTS} workers died building it, though each video had its own child.",
-            remedy="Look for memory or disk running out on the workers, then run again.",
-        )
-    mine = join(output, ATTEMPTS, f"{stem}{run_id}.{uuid.uuid4().hex[:8]}")
-    create_only(mine, b"")
-    if marks:
-        log.warning("%s: %d earlier attempt(s) died; decoding each video in a child", shard_name(shard), len(marks))
-    try:
-        yield len(marks)
-    finally:
-        remove(mine)
-    for name in marks:
-        remove(join(output, ATTEMPTS, name))
-
-
-def sweep(output: str, *, complete: bool) -> None:
-    """Remove what dead builders of this machine left behind; with `complete`, every mark of an attempt as well."""
-    if complete:
-        for name in list_names(join(output, ATTEMPTS)):
-            remove(join(output, ATTEMPTS, name))
-    if is_remote(output):
-        return
-    sweep_workspaces(output)
-    with contextlib.suppress(OSError):  # in use, or not there
-        (Path(output) / ATTEMPTS).rmdir()
 
 
 def _write_log(output: str, receipt: Receipt, *, attempt: int, times: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Shards over a Ray cluster with Ray Data: one row is one shard, what comes back is its receipt.
 
 No pixel passes the object store. A worker that dies is replaced by Ray, without end; the shard's next attempt sees
-the mark of the dead one, isolates each video, and gives up after a few.
+the mark of the dead one, isolates the video it names, and gives up after a few.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def build_on_ray(shards: list[PlannedShard], config: IngestConfig, *, plan_id: s
         except RayError as error:
             raise ServiceError(
                 f"building shards on Ray failed: {str(error).strip().splitlines()[-1]}.",
-                remedy="Run again: committed shards stay, and the rest is built with each video isolated.",
+                remedy="Run again: committed shards stay, and what the dead worker was decoding is isolated.",
             ) from error
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from functools import partial
+from pathlib import Path
 from typing import Any
 
+from infra.media_transcode import Span, Transcoded
 from ingest.isolate import transcode_isolated
 from ingest.plan import Plan
 from ingest.reader import default_cache
@@ -21,17 +22,17 @@ def estimate(plan: Plan, config: IngestConfig) -> dict[str, Any]:
     Clips spread over the plan are built in limited children, whose start is not counted; None where none can be.
     """
     clips = [clip for shard in plan.shards for clip in shard.clips if clip.estimated_bytes]
-    encode = partial(
-        transcode_isolated, settings=config.recipe.transcoding(), memory_bytes=config.recipe.item_memory_bytes
-    )
-    shop = Workshop(
-        config.source, config.corpus, config.recipe, lambda path, span: encode(path, span=span), default_cache()
-    )
+    settings, memory = config.recipe.transcoding(), config.recipe.item_memory_bytes
+
+    def encode(path: Path, span: Span) -> Transcoded:
+        return transcode_isolated(path, settings, span, memory_bytes=memory)
+
+    shop = Workshop(config.source, config.corpus, config.recipe, default_cache())
     tried = 0
     number = min(NUM_TRIALS, len(clips))
     for clip in (clips[position * len(clips) // number] for position in range(number)):
         try:
-            build_sample(clip, shop)
+            build_sample(clip, shop, encode)
         except ClipError:
             continue
         tried += clip.estimated_bytes

@@ -18,7 +18,8 @@ from infra.faults import fault_point
 from infra.ray_metrics import RayMetrics
 from infra.storage import absolute, create_only, exists, join, read_bytes, read_json
 from ingest import downloads
-from ingest.build import build_shard, sweep
+from ingest.attempts import sweep
+from ingest.build import build_shard
 from ingest.corpora import corpus_module
 from ingest.estimate import estimate
 from ingest.plan import PLAN_NAME, Plan, PlannedShard, make_plan

@@ -36,12 +36,11 @@ Encode = Callable[[Path, Span], Transcoded]
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where samples are made: the corpus, the recipe, the engine; `seconds` adds up where the time went."""
+    """Where samples are made: the corpus and the recipe; `seconds` adds up where the time went."""
 
     root: str
     corpus: str
     recipe: Recipe
-    encode: Encode
     cache: ShardCache
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
@@ -54,12 +53,12 @@ class ClipError(Exception):
         super().__init__(failure.message)
 
 
-def build_sample(planned: PlannedClip, shop: Workshop) -> tuple[SampleRecord, list[Member]]:
+def build_sample(planned: PlannedClip, shop: Workshop, encode: Encode) -> tuple[SampleRecord, list[Member]]:
     """Decode and encode all cameras of a clip and add its words and arrays. Raises `ClipError`."""
     if not planned.clip.videos:
         raise _error(planned, "annotation", "bad_annotation", planned.clip.problem or "the clip names no video")
     # Pixels first: a broken video says so even if its annotation is broken too.
-    cameras = [_encode_camera(planned, number, shop) for number in range(len(planned.clip.videos))]
+    cameras = [_encode_camera(planned, number, shop, encode) for number in range(len(planned.clip.videos))]
     _check_annotation(planned, cameras)
     _filter(planned, cameras[0], shop.recipe)
     started = time.perf_counter()
@@ -91,7 +90,7 @@ def pack_arrays(arrays: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
     return buffer.getvalue()
 
 
-def _encode_camera(planned: PlannedClip, number: int, shop: Workshop) -> Transcoded:
+def _encode_camera(planned: PlannedClip, number: int, shop: Workshop, encode: Encode) -> Transcoded:
     clip, video = planned.clip, planned.clip.videos[number]
     started = time.perf_counter()
     try:
@@ -99,7 +98,7 @@ def _encode_camera(planned: PlannedClip, number: int, shop: Workshop) -> Transco
             if sha256 != video.sha256:
                 raise MediaError("unreadable", "the content is not the one that was planned")
             read = time.perf_counter()
-            encoded = shop.encode(local, span_of(clip, video, planned.first_frame, planned.end_frame))
+            encoded = encode(local, span_of(clip, video, planned.first_frame, planned.end_frame))
     except MediaError as error:
         stage = "probe" if error.reason in HEADER_REASONS else "read" if error.reason in READ_REASONS else "decode"
         raise _error(planned, stage, error.reason, error.message, number) from None

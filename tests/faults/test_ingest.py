@@ -6,28 +6,34 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from random import Random
 
 import pytest
 
 from infra.errors import ServiceError
 from infra.faults import fault_point
 from ingest import job
+from ingest.attempts import MAX_NAMED_DEATHS
+from ingest.isolate import transcode_isolated
 from ingest.recipe import IngestConfig, Recipe
 from ingest.verify import verify
+from tests.faults import random_kills
 from tests.helpers_media import make_video
 
 PROJECT = Path(__file__).parents[2]
 POINTS = [
     "ingest.before_plan",
+    "storage.half_written@plan.json",
     "ingest.after_plan",
     "ingest.decode:2",
     "ingest.after_clip",
     "ingest.before_tar",
     "ingest.after_tar",
     "ingest.after_idx",
+    "storage.half_written@receipt.json",
+    "storage.before_link@receipt.json",
     "ingest.after_receipt",
     "ingest.before_manifest",
+    "storage.half_written@manifest.json",
     "ingest.after_manifest",
 ]
 
@@ -77,30 +83,27 @@ def test_killed_there_and_run_again(corpus, undisturbed, tmp_path, point):
     assert verify(str(tmp_path / "data")) == []
 
 
+@pytest.mark.ray
+def test_killed_on_ray_and_run_again(tmp_path):
+    """One output of what `python -m tests.faults.random_kills` does: a worker dies halfway through a receipt."""
+    random_kills.make_corpus(tmp_path / "corpus")
+    job.run(random_kills.config_of(tmp_path / "corpus", tmp_path / "undisturbed", workers=0))
+    killer = random_kills.Killer(tmp_path, seed=0, usual_s=10)
+    killer.output(tmp_path / "corpus", random_kills.content(tmp_path / "undisturbed"), ["in a receipt"])
+    tally = killer.tally
+    assert tally.kills == {"in a receipt": 1}
+    assert (tally.different, tally.lost, tally.duplicated, tally.touched) == (0, 0, 0, 0)
+    assert tally.redone == 1
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_fifty_kills_at_random_instants(corpus, undisturbed, tmp_path):
+@pytest.mark.ray
+@pytest.mark.timeout(3600)
+def test_fifty_kills_at_random_instants(tmp_path):
     """No instant is special: whatever was killed, the finished data set is the same."""
-    random, kills, finished = Random(0), 0, 0
-    while kills < 50:
-        output = tmp_path / f"data-{finished}"
-        config_of(corpus, output).save(tmp_path / "config.json")
-        argv = [sys.executable, "-m", "ingest.main", str(tmp_path / "config.json")]
-        child = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(PROJECT)}, stderr=subprocess.DEVNULL)
-        try:
-            child.wait(timeout=random.uniform(0.5, 6.0))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-            kills += 1
-            continue
-        assert child.returncode == 0
-        assert content(output) == undisturbed
-        assert verify(str(output)) == []
-        finished += 1
-    job.run(config_of(corpus, output))
-    assert content(output) == undisturbed
-    assert finished > 5
+    tally = random_kills.kill_at_random(tmp_path, kills=50, seed=1)
+    assert tally.kills.total() == 50
+    assert (tally.different, tally.lost, tally.duplicated, tally.touched) == (0, 0, 0, 0)
 
 
 def test_a_video_that_kills_the_decoder_is_named(corpus, tmp_path):
@@ -111,6 +114,32 @@ def test_a_video_that_kills_the_decoder_is_named(corpus, tmp_path):
     second = run_child(config, tmp_path, **environment)
     assert second.returncode == 0, second.stderr
     assert failures_of(tmp_path / "data") == {"broken.mp4": "not_video", "clip-1.mp4": "crash"}
+
+
+@pytest.mark.parametrize("deaths", [0, 1, 2, 3])
+def test_only_what_was_in_work_at_a_death_is_isolated(corpus, undisturbed, tmp_path, monkeypatch, deaths):
+    """After many deaths of one shard nothing in it is trusted."""
+    config = config_of(corpus, tmp_path / "data", shard_bytes=10**9)
+    videos = [f"clip-{number}.mp4" for number in range(3)]
+    for name in videos[:deaths]:
+        assert run_child(config, tmp_path, FOREFRAME_FAULT=f"ingest.decode@{name}").returncode == -signal.SIGKILL
+    isolated = []
+
+    def watched(path, settings, span, **limits):
+        isolated.append(path.name)
+        return transcode_isolated(path, settings, span, **limits)
+
+    monkeypatch.setattr("ingest.build.transcode_isolated", watched)
+    assert job.run(config).num_samples == 3
+    assert sorted(isolated) == (["broken.mp4", *videos] if deaths > MAX_NAMED_DEATHS else videos[:deaths])
+
+
+def test_a_corpus_with_many_poisoned_videos_ends(corpus, tmp_path):
+    config = config_of(corpus, tmp_path / "data", shard_bytes=10**9, max_failure_share=1.0)
+    environment = {"FOREFRAME_FAULT": ",".join(f"ingest.decode@clip-{number}" for number in range(3))}
+    codes = [run_child(config, tmp_path, **environment).returncode for _ in range(4)]
+    assert codes == [-signal.SIGKILL] * 3 + [0]
+    assert set(failures_of(tmp_path / "data").values()) == {"not_video", "crash"}
 
 
 def test_a_video_that_hangs_the_decoder_is_named(corpus, tmp_path):
@@ -130,7 +159,8 @@ def test_a_header_that_kills_the_reader_is_refused_by_the_plan(corpus, tmp_path,
 
 def test_a_run_whose_workers_keep_dying_gives_up(corpus, tmp_path):
     """Ray would replace them for ever."""
-    from ingest.build import ATTEMPTS, build_shard
+    from ingest.attempts import ATTEMPTS
+    from ingest.build import build_shard
 
     config = config_of(corpus, tmp_path / "data")
     plan = job.prepare_plan(config)
