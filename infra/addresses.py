@@ -24,6 +24,7 @@ MAX_SHOWN_LENGTH = 200  # characters
 FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]")  # what splits a header, or what parsers read differently
 NUMBER = re.compile(r"0x[0-9a-f]*|[0-9]+")
 
+ALLOW = "FOREFRAME_DOWNLOAD_ALLOW_HOSTS=host:port allows a mirror of your own"
 # Beyond what `ipaddress` calls private, loopback, link-local, multicast, reserved or unspecified.
 CLOSED_IPV4 = tuple(
     ipaddress.IPv4Network(network)
@@ -80,13 +81,13 @@ def locate(url: str, *, ports: tuple[int, ...], allow_hosts: frozenset[str] = fr
     port = DEFAULT_PORTS[parsed.scheme] if parsed.port is None else parsed.port
     is_allowed = f"{host}:{port}" in allow_hosts
     if not is_allowed and port not in ports:
-        raise _refused(url, f"port {port} is not one of {', '.join(map(str, ports))}")
+        raise _refused(url, f"port {port} is not one of {', '.join(map(str, ports))}; {ALLOW}")
     if _is_oddly_spelt(host):
         raise _refused(url, "its host is a number in an unusual spelling")
     numbers = _look_up(url, host, port)
     closed = [number for number in numbers if not is_public(number)]
     if closed and not is_allowed:
-        raise _refused(url, "its host lies in a private or reserved network")
+        raise _refused(url, f"its host lies in a private or reserved network; {ALLOW}")
     return Place(parsed.scheme, host, port, parsed.request_uri, numbers)
 
 

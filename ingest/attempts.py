@@ -54,7 +54,9 @@ def attempt_at(output: str, shard: int, run_id: str) -> Iterator[Attempt]:
     create_only(mine, b"")
     if marks:
         whom = "all videos" if suspects is None else ", ".join(sorted(suspects)) or "none of its videos"
-        log.warning("%s: %d earlier attempt(s) died; in a child: %s", shard_name(shard), len(marks), whom)
+        log.warning(
+            "%s: %d earlier attempt(s) died (or still run); in a child: %s", shard_name(shard), len(marks), whom
+        )
     try:
         yield Attempt(mine, len(marks), suspects)
     finally:

@@ -326,11 +326,11 @@ def _check_failures(table: Table, outcomes: dict[str, Outcome], share: float) ->
         return
     counts = Counter(reason for reason, _ in failed)
     reason, count = min(counts.items(), key=lambda item: (-item[1], item[0]))
-    examples = [message for kind, message in failed if kind == reason][:NAMED_EXAMPLES]
+    examples = list(dict.fromkeys(message for kind, message in failed if kind == reason))[:NAMED_EXAMPLES]
     raise TooManyFailuresError(
         f"{len(failed)} of {len(table.rows)} rows failed, more than the allowed share {share:g}; "
-        f"mostly {reason} ({count}): {' '.join(examples)}",
-        remedy="--retry-failed fetches those again, and nothing else; or raise recipe.max_failure_share.",
+        f"mostly {reason} ({count}): {'; '.join(example.rstrip('.') for example in examples)}.",
+        remedy="--retry-failed fetches again what failed to come; else mend the table or raise max_failure_share.",
     )
 
 

@@ -16,12 +16,14 @@ from infra.digests import pretty_json, sha256_bytes, short
 from infra.errors import ConfigError, DataError, InputError, TooManyFailuresError
 from infra.faults import fault_point
 from infra.ray_metrics import RayMetrics
+from infra.ray_runtime import cluster_address
 from infra.storage import absolute, create_only, exists, join, read_bytes, read_json
 from ingest import downloads
 from ingest.attempts import sweep
 from ingest.build import build_shard
 from ingest.corpora import corpus_module
 from ingest.estimate import estimate
+from ingest.places import check_source, note_what_is_new, placed
 from ingest.plan import PLAN_NAME, Plan, PlannedShard, make_plan
 from ingest.progress import Progress
 from ingest.reader import MANIFEST_NAME, load_manifest
@@ -38,16 +40,18 @@ NAMED_EXAMPLES = 3
 
 def run(config: IngestConfig) -> Manifest:
     """Build the data set, or what is missing of it. Raises `TooManyFailuresError`, `InputError`, `DataError`."""
-    config = _with_downloads(_placed(config))
+    config = _with_downloads(placed(config))
     finished = _finished(config)
     if finished is not None:
         sweep(config.output, complete=True)
+        if (plan := _stored_plan(config)) is not None:
+            note_what_is_new(plan, config)
         log.info("%s is complete (%d samples): nothing to do", config.output, finished.num_samples)
         return finished
-    plan = prepare_plan(config)
+    made = prepare_plan(config)
     sweep(config.output, complete=False)
-    receipts = _build_all(plan, config)
-    manifest = _commit(plan, receipts, config)
+    receipts = _build_all(made, config)
+    manifest = _commit(made, receipts, config)
     sweep(config.output, complete=True)
     log.info("%s: %d samples, %d failures", config.output, manifest.num_samples, manifest.num_failures)
     return manifest
@@ -55,7 +59,7 @@ def run(config: IngestConfig) -> Manifest:
 
 def describe(config: IngestConfig) -> dict[str, Any]:
     """The plan's summary without writing anything: clips, hours, shards, bytes, and minutes from clips tried here."""
-    config = _placed(config)
+    config = placed(config)
     if config.corpus == "urls" and not exists(join(config.output, PLAN_NAME)):
         return downloads.describe(config.source, _downloads_root(config))
     plan = _stored_plan(config) or _new_plan(config)
@@ -116,12 +120,6 @@ def manifest_version(output: str) -> str:
     return sha256_bytes(read_bytes(join(output, MANIFEST_NAME)))
 
 
-def _placed(config: IngestConfig) -> IngestConfig:
-    parent = absolute(config.replay_failures) if config.replay_failures else ""
-    places = {"source": absolute(config.source), "output": absolute(config.output), "replay_failures": parent}
-    return config.model_copy(update=places)
-
-
 def _finished(config: IngestConfig) -> Manifest | None:
     if not exists(join(config.output, MANIFEST_NAME)):
         return None
@@ -151,6 +149,7 @@ def _check_same(config: IngestConfig, name: str, corpus: str, recipe: dict[str, 
 
 
 def _new_plan(config: IngestConfig) -> Plan:
+    check_source(config)
     clips, parent = corpus_module(config.corpus).list_clips(config.source), ""
     if not clips:
         raise InputError(f"{config.source} holds no clip of corpus {config.corpus!r}.")
@@ -187,7 +186,8 @@ def _build_all(plan: Plan, config: IngestConfig) -> list[Receipt]:
 
 def _build(missing: list[PlannedShard], plan: Plan, config: IngestConfig) -> Iterator[Receipt]:
     run_id = uuid.uuid4().hex[:8]
-    if config.workers == 0 or not missing:
+    alone = config.workers is None and len(missing) == 1 and not cluster_address()  # nothing to share out
+    if config.workers == 0 or not missing or alone:
         for shard in missing:
             yield build_shard(shard, config, plan_id=plan.plan_id, run_id=run_id)
         return
@@ -199,6 +199,8 @@ def _build(missing: list[PlannedShard], plan: Plan, config: IngestConfig) -> Ite
 def _check_failures(receipts: list[Receipt], plan: Plan, config: IngestConfig) -> None:
     """Stop only when too much of the plan has failed. A duplicate, say, is no failure of its source."""
     failures = [failure for failure in failure_ledger(receipts) if failure.reason not in DECISIONS]
+    if plan.parent:
+        return  # made of nothing but failures
     if len(failures) <= config.recipe.max_failure_share * plan.num_clips:
         return
     counts = Counter(failure.reason for failure in failures)
@@ -207,7 +209,7 @@ def _check_failures(receipts: list[Receipt], plan: Plan, config: IngestConfig) -
     raise TooManyFailuresError(
         f"{len(failures)} of {plan.num_clips} clips failed, more than the allowed share "
         f"{config.recipe.max_failure_share:g}; mostly {reason} ({count}): {_named(examples)}.",
-        remedy="Mend the sources and use a new output, or raise recipe.max_failure_share and run again.",
+        remedy="Mend the sources and use a new output, or see all of them with a higher recipe.max_failure_share.",
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from infra.config import Config
 from infra.media import VideoLimits
@@ -52,6 +52,12 @@ class Recipe(Config):
     max_frozen_share: float | None = Field(default=None, ge=0, le=1, description="of a clip, in which nothing moves")
     max_black_share: float | None = Field(default=None, ge=0, le=1, description="of a clip, which is black")
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _hardware_needs_ffmpeg(self) -> Self:
+        if self.engine == "pyav" and (self.hwaccel or self.video_encoder != "libx264"):
+            raise ValueError("hwaccel and video_encoder are read by engine=ffmpeg only")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """The part that decides the data set."""

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -33,6 +34,8 @@ from pipelines.cli_finetune import finetune
 from pipelines.cli_ingest import CORPORA, ingest, verify, view
 from pipelines.cli_policy import convert_policy, evaluate, serve, train_policy
 from pipelines.console import set_up_logging, table
+
+INTERRUPTED = 130  # what Ctrl-C ends with
 
 app = typer.Typer(
     help="Raw video in, a promoted robot policy out.",
@@ -192,11 +195,14 @@ def report(
     kind: Annotated[str, typer.Argument(help="demo, video, policy, dataset or result.")],
     path: Annotated[str, typer.Argument(help="Folder or s3:// prefix.")],
     source: Annotated[str, typer.Option(help="With dataset: its corpus, to show what was refused.")] = "",
+    output: Annotated[
+        Path | None, typer.Option(help="The page; default: beside a run or result, else NAME-report.html here.")
+    ] = None,
 ) -> None:
     """Write the HTML report of a demo, a video model, a policy, a data set or an evaluation."""
     from evaluation.report.run import build
 
-    typer.echo(str(build(kind, path, source=source)))
+    typer.echo(str(build(kind, path, source=source, output=output)))
 
 
 @app.command()
@@ -229,6 +235,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if debug:
             raise
         sys.exit(_fail(str(error), code=2))
+    except SystemExit as stopped:
+        if stopped.code == INTERRUPTED:
+            typer.echo("stopped; the same command goes on from what is there", err=True)
+        raise
     except Exception as error:
         if debug:
             raise

@@ -15,12 +15,17 @@ CORPORA = {
     "calvin": "CALVIN: episode_*.npz and lang_annotations/auto_lang_ann.npy, both cameras",
     "folder": "any folder of videos; optional labels.csv, .json, .jsonl or .parquet",
     "kinetics400": "class folders, or the published CSV beside cut or whole videos",
-    "lerobot": "LeRobotDataset v2.1 and v3: meta/info.json, data/, videos/",
+    "lerobot": "LeRobotDataset 2.0, 2.1 and 3.0: meta/info.json, data/, videos/",
     "metaworld": "simulated episodes; --simulate makes them first",
     "rlds": "Open X-Embodiment: features.json and TFRecords",
     "something_something_v2": "ID.webm and the published label files",
     "urls": "a CSV or Parquet of addresses, fetched first",
 }
+
+MEND = (
+    "To mend it: remove manifest.json and the damaged shards' .receipt.json, then run the same ingest again. "
+    "Shards are a function of the plan, so the manifest becomes the very same one."
+)
 
 
 def ingest(
@@ -71,10 +76,13 @@ def ingest(
 
 def verify(url: Annotated[str, typer.Argument(help="Folder or s3:// prefix of a data set.")]) -> None:
     """Check a data set against its manifest: hashes, names, counts. Exit code 1 if something is wrong."""
+    from ingest.reader import load_manifest
     from ingest.verify import verify as check
 
     problems = check(url)
-    typer.echo("\n".join(problems) or "sound")
+    manifest, version = load_manifest(url)
+    counts = f"{len(manifest.receipts)} shards, {manifest.num_samples} samples, {manifest.num_frames} frames"
+    typer.echo("\n".join([*problems, MEND]) if problems else f"sound: {counts}, version {version[:12]}")
     raise typer.Exit(bool(problems))
 
 

@@ -12,7 +12,7 @@ from evaluation.report.page import write
 from evaluation.report.sections import read_result
 from infra import storage
 from infra.errors import InputError
-from ingest.reader import MANIFEST_NAME
+from ingest.reader import MANIFEST_NAME, load_manifest
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ def dataset_inputs(url: str, *, source: str = "", name: str = "", folder: str = 
 
 def _dataset(path: str, *, source: str) -> tuple[ReportInputs, str]:
     if not storage.exists(storage.join(path, INPUTS_NAME)):
+        load_manifest(path)  # raises where there is no complete data set
         return dataset_inputs(path, source=source), path
     inputs, folder = _saved(path)
     if source:

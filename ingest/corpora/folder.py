@@ -1,7 +1,8 @@
 """Any folder of videos, and optionally a table at its top: labels.csv, labels.json, labels.jsonl or labels.parquet.
 
 Its columns: `path`, and any of `text` (or `caption`), `label`, `split`, `start_s`, `end_s`. Several rows of one path
-with different seconds are several clips. A video that the table does not name is a clip too: its text is that of
+with different seconds are several clips. A row without its video
+is in the ledger; a video that the table does not name is a clip too: its text is that of
 `NAME.txt` beside `NAME.mp4`, and its label is the name of its folder.
 """
 
@@ -33,8 +34,7 @@ def list_clips(root: str) -> list[Clip]:
     rows = _read_labels(root, [name for name in LABELS if name in names])
     captions = {name for name in names if name.endswith(".txt")}
     clips = [clip for name in videos for clip in _clips(root, name, rows.pop(name, []), captions)]
-    if rows:
-        raise InputError(f"the table of {root} names {min(rows)!r}, which is no video of that folder.")
+    clips += [clip for name, left in rows.items() for clip in _clips(root, name, left, captions)]  # the ledger says why
     return sorted(clips, key=lambda clip: clip.source_id)
 
 
@@ -50,6 +50,9 @@ def is_video(name: str) -> bool:
 
 
 def _clips(root: str, name: str, rows: list[dict[str, str]], captions: set[str]) -> list[Clip]:
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts:
+        return [Clip(source_id=name or "(empty path)", videos=(), problem=f"its row has the path {name!r}")]
     video = (SourceVideo(path=name),)
     if not rows:
         text, problem = _caption(root, str(PurePosixPath(name).with_suffix(".txt")), captions)

@@ -35,8 +35,8 @@ def list_clips(root: str) -> list[Clip]:
     if tables:
         found = [clip for table in tables for clip in _rows(root, table, videos)]
     else:
-        found = [clip for name in videos if (clip := _in_class_folder(name)) is not None]
-    if not found:
+        found = [_in_class_folder(name) for name in videos]
+    if not any(clip.label for clip in found):
         raise InputError(
             f"{root} is not laid out like Kinetics-400.",
             remedy=f"Expected [SPLIT/]CLASS/NAME.mp4, or a CSV with columns {', '.join(COLUMNS)}.",
@@ -44,10 +44,10 @@ def list_clips(root: str) -> list[Clip]:
     return sorted({clip.source_id: clip for clip in found}.values(), key=lambda clip: clip.source_id)
 
 
-def _in_class_folder(name: str) -> Clip | None:
+def _in_class_folder(name: str) -> Clip:
     parts = PurePosixPath(name).parts
     if len(parts) < 2:
-        return None
+        return Clip(source_id=name, videos=(SourceVideo(path=name),), problem="it lies in no class folder")
     label = parts[-2].replace("_", " ")
     split = next((part for part in parts[:-2] if part in SPLITS), "")
     metadata = {"source_split": split} if split else {}

@@ -57,9 +57,10 @@ def test_folder_labels_file_wins_and_must_name_videos(tmp_path):
     first, second = folder.list_clips(str(tmp_path))
     assert (first.text, first.label) == ("lift, slowly", "lift")
     assert (second.text, second.label) == ("", "x")
-    (tmp_path / "labels.csv").write_text("path,text\nx/gone.mp4,hello\n")
-    with pytest.raises(InputError, match=r"x/gone\.mp4"):
-        folder.list_clips(str(tmp_path))
+    (tmp_path / "labels.csv").write_text("path,text\nx/gone.mp4,hello\n../out.mp4,hello\n")
+    outside, _, _, gone = folder.list_clips(str(tmp_path))
+    assert (gone.source_id, gone.videos[0].path) == ("x/gone.mp4", "x/gone.mp4")  # the build finds nothing there
+    assert outside.videos == () and "../out.mp4" in outside.problem
     (tmp_path / "labels.csv").write_text("file,text\nx/a.mp4,hello\n")
     with pytest.raises(InputError, match="column 'path'"):
         folder.list_clips(str(tmp_path))
