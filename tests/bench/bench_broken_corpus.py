@@ -97,7 +97,7 @@ def main() -> None:
     """Build the corpora, alternate, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=95, help="good ones; a nineteenth as many broken are added")
-    parser.add_argument("--seconds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=10)
     parser.add_argument("--size", default="854x480")
     parser.add_argument("--shard-bytes", type=int, default=32 << 20)
     parser.add_argument("--rounds", type=int, default=5)
