@@ -19,7 +19,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image as PillowImage
 
-from infra.media import MAX_FPS, MIN_FPS, MediaError
+from infra.media import DEFAULT_LIMITS, MAX_FPS, MIN_FPS, MediaError, reason_of
 from infra.media_decode import Image
 
 JPEG_MAGIC, PNG_MAGIC = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -43,12 +43,21 @@ def join_pictures(pictures: Pictures, path: Path) -> str:
     """
     if not MIN_FPS <= pictures.fps <= MAX_FPS:
         raise MediaError("bad_timestamps", f"the frame rate is {pictures.fps:g}, not within {MIN_FPS}..{MAX_FPS}")
+    try:
+        return _join(pictures, path)
+    except (av.FFmpegError, OverflowError) as error:
+        raise MediaError("not_video", f"its pictures cannot be joined: {reason_of(error)}") from None
+
+
+def _join(pictures: Pictures, path: Path) -> str:
     content, first, tick = hashlib.sha256(), None, 1 / Fraction(pictures.fps).limit_denominator(1001 * 100)
     with av.open(str(path), "w", format="mov", options={"fflags": "+bitexact"}) as container:
         for number, frame in enumerate(pictures.frames):
             data = frame if isinstance(frame, bytes) else _png(frame, number)
             shape = _shape(data, number)
             if first is None:
+                if not 0 < shape[1] * shape[2] <= DEFAULT_LIMITS.max_frame_pixels:
+                    raise MediaError("too_large", f"picture {number} is {_words(shape)}")
                 first, (codec, width, height) = shape, shape
                 stream = container.add_mux_stream(codec, rate=1 / tick, width=width, height=height)
                 stream.time_base = tick

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -15,11 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from infra.media import DEFAULT_LIMITS, MediaError, Timeline, VideoLimits, fit, scan
+from infra.media import DEFAULT_LIMITS, MediaError, Timeline, VideoLimits, fit, reason_of, scan
 from infra.media_decode import Planes, decode_planes, diagnose, upright_size
 from infra.media_encode import DEFAULT_H264, H264Settings, encode_jpeg_planes, h264_of_planes
 from infra.media_ffmpeg import FfmpegJob, ffmpeg_h264, ffmpeg_planes, ffmpeg_version
 
+HASH_NAME = re.compile(r"[0-9a-f]{64}")
+MAX_TIMELINES = 64
+MAX_JPEG_SIDE = 65_500  # libjpeg's
+_TIMELINES: dict[tuple[object, ...], Timeline] = {}
 LUMA_GRID = 8  # pixels between those that are looked at
 LEAST_SHARE_OF_PART = 0.5  # of the seconds a corpus names, the file must have at least that share
 
@@ -41,7 +45,11 @@ class TranscodeSettings:
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) that an upright picture is stored with."""
-        return fit(width, height, self.short_side, even=self.layout == "video")
+        size = fit(width, height, self.short_side, even=self.layout == "video")
+        pixels = size[0] * size[1]
+        if max(size) > MAX_JPEG_SIDE or pixels > self.limits.max_frame_pixels:
+            raise MediaError("too_large", f"{width}x{height} would be stored as {size[0]}x{size[1]}")
+        return size
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,8 @@ def transcode(path: Path, settings: TranscodeSettings, *, span: Span = WHOLE) ->
         if settings.engine == "pyav" or error.reason != "decode_error":
             raise
         raise diagnose(path, timeline, error.message, limits=settings.limits) from None
+    except (av.FFmpegError, ValueError, OverflowError) as error:  # of a scaler or encoder: sizes they cannot take
+        raise MediaError("decode_error", f"its pictures cannot be stored: {reason_of(error)}") from None
     numbers = np.asarray(job.frame_numbers)
     total = time.perf_counter() - scanned
     return Transcoded(
@@ -124,7 +134,14 @@ def timeline_of(path: Path, limits: VideoLimits = DEFAULT_LIMITS) -> Timeline:
         status = path.stat()
     except OSError as error:
         raise MediaError("not_found", f"the file cannot be read: {error.strerror}") from None
-    return _scanned(path, limits, status.st_mtime_ns, status.st_size)
+    # A file named by its hash is in the shard cache, which touches it at every use.
+    changed = 0 if HASH_NAME.fullmatch(path.name) else status.st_mtime_ns
+    key = (status.st_dev, status.st_ino, status.st_size, changed, limits)
+    if key not in _TIMELINES:
+        _TIMELINES[key] = scan(path, limits=limits)
+        while len(_TIMELINES) > MAX_TIMELINES:
+            _TIMELINES.pop(next(iter(_TIMELINES)), None)
+    return _TIMELINES[key]
 
 
 def part_of(timeline: Timeline, span: Span) -> tuple[int, int]:
@@ -134,11 +151,13 @@ def part_of(timeline: Timeline, span: Span) -> tuple[int, int]:
     """
     if span.start_s is None and span.end_s is None:
         return 0, timeline.num_frames
-    times, half = timeline.timestamps_s, 0.5 / timeline.info.fps
+    times = timeline.timestamps_s
+    # Of the shortest distance: where the rate varies, half an average frame may be a whole one.
+    half = 0.5 * min(1 / timeline.info.fps, float(np.diff(times).min(initial=np.inf)))
     start, end = span.start_s or 0.0, span.end_s
     first = int(np.searchsorted(times, start - half))
     stop = timeline.num_frames if end is None else int(np.searchsorted(times, end - half))
-    length_s = float(times[-1]) + 2 * half
+    length_s = float(times[-1]) + 1 / timeline.info.fps
     if stop <= first or (end is not None and length_s - start < LEAST_SHARE_OF_PART * (end - start)):
         asked = f"{start:.2f} s to {'its end' if end is None else f'{end:.2f} s'}"
         raise MediaError("wrong_duration", f"the clip is {asked} of a video that ends at {length_s:.2f} s")
@@ -186,11 +205,6 @@ class _Meter:
         if self._last is not None:
             self.change.append(int(np.abs(grid - self._last).sum()) / grid.size * self._scale)
         self._last = grid
-
-
-@lru_cache(maxsize=8)
-def _scanned(path: Path, limits: VideoLimits, _modified_ns: int, _size: int) -> Timeline:
-    return scan(path, limits=limits)
 
 
 def _jpegs(job: FfmpegJob, settings: TranscodeSettings, meter: _Meter) -> tuple[bytes, ...]:

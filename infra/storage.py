@@ -102,10 +102,14 @@ def read_range(url: str | Path, start: int, length: int) -> bytes:
 
 
 def read_json(url: str | Path) -> Any:
-    """Parsed JSON; `InputError` when missing or malformed."""
+    """Parsed JSON; `InputError` when missing, malformed, or with half surrogate pairs, which no text holds."""
+    data = read_bytes(url)
     try:
-        return json.loads(read_bytes(url))
-    except ValueError as error:
+        value = json.loads(data)
+        if b"\\ud" in data.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{url} is not JSON: {error}.") from None
 
 

@@ -37,10 +37,30 @@ class ShardCache:
                 return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:  # another process needed the room just now
                 continue
-        raise StorageError(
+        raise self._crowded(url)
+
+    def _crowded(self, url: str) -> StorageError:
+        return StorageError(
             f"{url} was evicted from {self.folder} {MAX_OPEN_ATTEMPTS} times before it could be opened.",
             remedy="Raise FOREFRAME_CACHE_BYTES: it holds too few shards for the processes of this node.",
         )
+
+    def link(self, url: str, *, sha256: str, folder: Path) -> Path:
+        """A hard link to the cached content in `folder`, of this file system; it stays if the file is evicted."""
+        for _ in range(MAX_OPEN_ATTEMPTS):
+            target = folder / sha256
+            try:
+                os.link(self.fetch(url, sha256=sha256), target)
+            except FileNotFoundError:  # another process needed the room just now
+                continue
+            return target
+        raise self._crowded(url)
+
+    def folder_for_links(self) -> Path:
+        """A folder on the cache's file system, beside it."""
+        place = self.folder.with_name(f"{self.folder.name}-links")
+        place.mkdir(parents=True, exist_ok=True)
+        return place
 
     def fetch(self, url: str, *, sha256: str, size_bytes: int | None = None) -> Path:
         """The local path of `url`, downloaded unless present; `DataError` if the content is not `sha256`."""

@@ -68,7 +68,8 @@ class NearDuplicates:
 
 def _content(item: InspectedClip) -> str:
     videos = [[video.sha256, video.start_s, video.end_s] for video in item.clip.videos]
-    return sha256_json([videos, item.clip.start_s, item.clip.end_s])
+    # One scene under two sentences is two examples of what words mean.
+    return sha256_json([videos, item.clip.start_s, item.clip.end_s, item.clip.text])
 
 
 def _refused(item: InspectedClip, reason: str, message: str) -> Failure:

@@ -26,12 +26,14 @@ from infra.faults import fault_point
 from infra.media import MediaError, VideoInfo, VideoLimits, probe
 from infra.media_encode import H264Settings
 from infra.media_fingerprint import fingerprint
-from infra.media_transcode import Span, Transcoded, TranscodeSettings, transcode
+from infra.media_transcode import Span, Transcoded, TranscodeSettings, part_of, timeline_of, transcode
 from infra.supervise import Outcome, run
 
 REQUEST, RESULT, MEMBERS = "request.json", "result.json", "members.bin"
 PROBE_TIMEOUT_S = 60.0
 PART_TIMEOUT_S = 5.0
+FILE_TIMEOUT_S = 1.0
+SLOW_BYTES_PER_S = 5e6
 MAX_FILE_BYTES = 16 << 30
 OUT_OF_MEMORY = 3  # exit code of a child that ran into its memory limit
 PROJECT = Path(__file__).resolve().parents[1]
@@ -40,9 +42,10 @@ ARRAYS = ("timestamps_s", "brightness", "change")
 
 @dataclass(frozen=True)
 class Probed:
-    """A file's header, and what each of the parts asked about looks like ("" where it cannot be decoded)."""
+    """A file's header, how many frames each part asked about has, and what it looks like ("" where that is unknown)."""
 
     info: VideoInfo
+    counts: tuple[int, ...] = ()
     fingerprints: tuple[str, ...] = ()
 
 
@@ -58,6 +61,9 @@ def transcode_isolated(path: Path, settings: TranscodeSettings, span: Span, *, m
     with tempfile.TemporaryDirectory(prefix="foreframe-") as name:
         folder = Path(name)
         outcome = _run_child(request, folder, timeout_s=settings.timeout_s, memory_bytes=memory_bytes)
+        if outcome.returncode == -signal.SIGKILL and not outcome.timed_out:
+            # No decoder does that to itself; another program (out of memory, say) gets no clip refused.
+            outcome = _run_child(request, folder, timeout_s=settings.timeout_s, memory_bytes=memory_bytes)
         if not (folder / RESULT).is_file():
             raise _verdict(outcome, settings.timeout_s)
         result = json.loads((folder / RESULT).read_bytes())
@@ -70,34 +76,53 @@ def probe_isolated(
     paths: Sequence[Path],
     *,
     parts: Sequence[Sequence[Span]] = (),
+    looks: bool = False,
     limits: VideoLimits,
     memory_bytes: int,
     timeout_s: float = PROBE_TIMEOUT_S,
 ) -> list[Probed | MediaError]:
-    """The header of each file, or why it has none; fingerprints of its `parts`, where such are given.
+    """The header of each file and the frames of its `parts`, or why it has none; with `looks` also fingerprints.
 
-    The files share a child until one of them kills it. The deadline is per child and grows with the parts to decode.
+    The files share a child until one of them kills it; that one gets a child of its own before it is blamed. The
+    deadline grows with what there is to read.
     """
     asked = [list(spans) for spans in parts] or [[] for _ in paths]
     found: list[Probed | MediaError] = []
+    size = len(paths)  # of the next child's share; 1 after a death
     while len(found) < len(paths):
+        start, number = len(found), min(size, len(paths) - len(found))
         files = [
             {"path": str(path.absolute()), "parts": [asdict(span) for span in spans]}
-            for path, spans in zip(paths[len(found) :], asked[len(found) :], strict=True)
+            for path, spans in zip(paths[start : start + number], asked[start : start + number], strict=True)
         ]
-        request = {"task": "probe", "files": files, "limits": asdict(limits)}
-        patience_s = timeout_s + PART_TIMEOUT_S * sum(len(spans) for spans in asked[len(found) :])
+        request = {"task": "probe", "files": files, "looks": looks, "limits": asdict(limits)}
+        patience_s = timeout_s + sum(_patience_s(path) for path in paths[start : start + number])
+        patience_s += PART_TIMEOUT_S * looks * sum(len(spans) for spans in asked[start : start + number])
         with tempfile.TemporaryDirectory(prefix="foreframe-") as name:
             folder = Path(name)
             outcome = _run_child(request, folder, timeout_s=patience_s, memory_bytes=memory_bytes)
-            found += _read_headers(folder / RESULT)
-        if len(found) < len(paths):
+            answers = list(_read_headers(folder / RESULT))
+        found += answers
+        if len(answers) == number:
+            size = len(paths)
+        elif number == 1:
             found.append(_verdict(outcome, patience_s))
+            size = len(paths)
+        else:
+            size = 1
     return found
 
 
+def _patience_s(path: Path) -> float:
+    """Seconds that reading a file may take on a slow disk."""
+    try:
+        return FILE_TIMEOUT_S + path.stat().st_size / SLOW_BYTES_PER_S
+    except OSError:
+        return FILE_TIMEOUT_S
+
+
 def _run_child(request: dict[str, Any], folder: Path, *, timeout_s: float, memory_bytes: int) -> Outcome:
-    (folder / "empty").mkdir()
+    (folder / "empty").mkdir(exist_ok=True)
     (folder / REQUEST).write_text(json.dumps({**request, "memory_bytes": memory_bytes, "timeout_s": timeout_s}))
     paths = [str(PROJECT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in paths if part)}
@@ -128,7 +153,7 @@ def _read_headers(path: Path) -> Iterator[Probed | MediaError]:
         if "reason" in value:
             yield MediaError(**value)
         else:
-            yield Probed(VideoInfo(**value["info"]), tuple(value["fingerprints"]))
+            yield Probed(VideoInfo(**value["info"]), tuple(value["counts"]), tuple(value["fingerprints"]))
 
 
 def _limit(memory_bytes: int, timeout_s: float) -> None:
@@ -170,12 +195,23 @@ def _child_probe(request: dict[str, Any], folder: Path) -> None:
             path = Path(item["path"])
             fault_point("ingest.probe", detail=item["path"])
             try:
-                looks = [_look(path, Span(**part), limits) for part in item["parts"]]
-                value = {"info": asdict(probe(path, limits=limits)), "fingerprints": looks}
+                spans = [Span(**part) for part in item["parts"]]
+                value = {
+                    "info": asdict(probe(path, limits=limits)),
+                    "counts": [_count(path, span, limits) for span in spans],
+                    "fingerprints": [_look(path, span, limits) for span in spans] if request["looks"] else [],
+                }
             except MediaError as error:
                 value = {"reason": error.reason, "message": error.message}
             stream.write(json.dumps(value).encode() + b"\n")
             stream.flush()
+
+
+def _count(path: Path, span: Span, limits: VideoLimits) -> int:
+    try:
+        return part_of(timeline_of(path, limits), span)[1]
+    except MediaError:
+        return 0  # the build says what is wrong with it
 
 
 def _look(path: Path, span: Span, limits: VideoLimits) -> str:

@@ -24,13 +24,13 @@ from ingest.build import build_shard
 from ingest.corpora import corpus_module
 from ingest.estimate import estimate
 from ingest.places import check_source, note_what_is_new, placed
-from ingest.plan import PLAN_NAME, Plan, PlannedShard, make_plan
+from ingest.plan import Plan, PlannedShard, make_plan
 from ingest.progress import Progress
 from ingest.reader import MANIFEST_NAME, load_manifest
 from ingest.receipt import committed_shards, failure_ledger, read_receipt
 from ingest.recipe import IngestConfig
-from ingest.replay import failed_clips, failed_sources
-from ingest.schema import DECISIONS, Failure, Manifest, Receipt
+from ingest.replay import read_parent
+from ingest.schema import DECISIONS, PLAN_NAME, Failure, Manifest, Receipt
 from ingest.sources import inspect_clips
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,8 @@ def describe(config: IngestConfig) -> dict[str, Any]:
     config = placed(config)
     if config.corpus == "urls" and not exists(join(config.output, PLAN_NAME)):
         return downloads.describe(config.source, _downloads_root(config))
+    if config.corpus == "urls":
+        config = config.model_copy(update={"source": _downloads_root(config)})
     plan = _stored_plan(config) or _new_plan(config)
     committed = len(committed_shards(config.output))
     return {
@@ -85,8 +87,8 @@ def _with_downloads(config: IngestConfig) -> IngestConfig:
             config.source,
             root,
             config.download,
-            only=failed_sources(parent, corpus=config.corpus)[0] if parent else None,
-            retry_failed=config.retry_failed,
+            only=read_parent(parent, corpus=config.corpus).failed if parent else None,
+            retry_failed=config.retry_failed or bool(parent),
             max_failure_share=config.recipe.max_failure_share,
         )
     elif config.retry_failed:
@@ -150,13 +152,14 @@ def _check_same(config: IngestConfig, name: str, corpus: str, recipe: dict[str, 
 
 def _new_plan(config: IngestConfig) -> Plan:
     check_source(config)
-    clips, parent = corpus_module(config.corpus).list_clips(config.source), ""
+    clips, replay = corpus_module(config.corpus).list_clips(config.source), None
     if not clips:
         raise InputError(f"{config.source} holds no clip of corpus {config.corpus!r}.")
     if config.replay_failures:
-        clips, parent = failed_clips(clips, config.replay_failures, corpus=config.corpus)
+        replay = read_parent(config.replay_failures, corpus=config.corpus)
+        clips = replay.choose(clips)
     inspected = inspect_clips(config.source, clips, config.recipe, config.corpus)
-    return make_plan(inspected, corpus=config.corpus, name=config.name, recipe=config.recipe, parent=parent)
+    return make_plan(inspected, corpus=config.corpus, name=config.name, recipe=config.recipe, replay=replay)
 
 
 def _build_all(plan: Plan, config: IngestConfig) -> list[Receipt]:
@@ -166,7 +169,8 @@ def _build_all(plan: Plan, config: IngestConfig) -> list[Receipt]:
         for shard in plan.shards
         if shard.shard in committed
     ]
-    _check_failures(receipts, plan, config)
+    failures = [failure for receipt in receipts for failure in real_failures(receipt)]
+    _check_failures(failures, plan, config)
     missing = [shard for shard in plan.shards if shard.shard not in committed]
     missing.sort(key=lambda shard: -shard.estimated_bytes)  # the longest first, so that the end is not one of them
     if committed:
@@ -176,10 +180,12 @@ def _build_all(plan: Plan, config: IngestConfig) -> list[Receipt]:
         progress.add(receipt, resumed=True)
     for receipt in _build(missing, plan, config):
         receipts.append(receipt)
+        failures += real_failures(receipt)
         if line := progress.add(receipt):
             log.info("%s", line)
-        metrics.publish(progress.counters(), progress.rates())
-        _check_failures(receipts, plan, config)
+            metrics.publish(progress.counters(), progress.rates())
+        _check_failures(failures, plan, config)
+    metrics.publish(progress.counters(), progress.rates())
     log.info("%s", progress.finish())
     return sorted(receipts, key=lambda receipt: receipt.shard)
 
@@ -196,9 +202,13 @@ def _build(missing: list[PlannedShard], plan: Plan, config: IngestConfig) -> Ite
     yield from build_on_ray(missing, config, plan_id=plan.plan_id, run_id=run_id)
 
 
-def _check_failures(receipts: list[Receipt], plan: Plan, config: IngestConfig) -> None:
-    """Stop only when too much of the plan has failed. A duplicate, say, is no failure of its source."""
-    failures = [failure for failure in failure_ledger(receipts) if failure.reason not in DECISIONS]
+def real_failures(receipt: Receipt) -> list[Failure]:
+    """Those of a shard that are its sources' fault: a duplicate, say, is not."""
+    return [failure for failure in receipt.failures if failure.reason not in DECISIONS]
+
+
+def _check_failures(failures: list[Failure], plan: Plan, config: IngestConfig) -> None:
+    """Stop only when too much of the plan has failed."""
     if plan.parent:
         return  # made of nothing but failures
     if len(failures) <= config.recipe.max_failure_share * plan.num_clips:

@@ -16,12 +16,12 @@ from infra.config import Config
 from infra.digests import sha256_json
 from infra.media import fit
 from ingest.duplicates import drop_duplicates
-from ingest.inspected import InspectedClip, VideoHeader, is_part, sample_key
+from ingest.inspected import InspectedClip, VideoHeader, sample_key
 from ingest.recipe import Recipe
+from ingest.replay import Replay
 from ingest.schema import Clip, Failure
 from ingest.splits import Split, draw, draw_splits
 
-PLAN_NAME = "plan.json"
 PLAN_VERSION = 2
 # Measured on natural video: JPEG q90 and H.264 crf 21 GOP 8.
 BYTES_PER_PIXEL = {"frames": 0.21, "video": 0.06}
@@ -84,12 +84,17 @@ class Plan(Config):
         }
 
 
-def make_plan(inspected: Sequence[InspectedClip], *, corpus: str, name: str, recipe: Recipe, parent: str = "") -> Plan:
-    """Same inputs and recipe, same plan, in whatever order the inputs come."""
+def make_plan(
+    inspected: Sequence[InspectedClip], *, corpus: str, name: str, recipe: Recipe, replay: Replay | None = None
+) -> Plan:
+    """Same inputs and recipe, same plan, in whatever order the inputs come. `replay` says what the parent has."""
     ordered = sorted(inspected, key=lambda item: item.clip.source_id)
     kept, failures = drop_duplicates(ordered, near_bits=recipe.near_duplicate_bits)
-    splits = draw_splits([item.clip for item in kept], recipe, corpus)
-    samples = [sample for item in kept for sample in _cut(item, splits[item.clip.source_id], recipe)]
+    splits = replay.splits if replay else draw_splits([item.clip for item in kept], recipe, corpus)
+    samples = [sample for item in kept for sample in _cut(item, splits.get(item.clip.source_id, "train"), recipe)]
+    if replay:
+        samples = [sample for sample in samples if sample.key not in replay.built]
+    parent = replay.version if replay else ""
     identity = {
         "plan_version": PLAN_VERSION,
         "corpus": corpus,
@@ -130,15 +135,8 @@ def _cut(item: InspectedClip, split: Split, recipe: Recipe) -> list[PlannedClip]
 
 
 def _part_frames(item: InspectedClip) -> int:
-    """Expected frames of the clip's part of its first readable video; 0 when nothing is known."""
-    for video, header in zip(item.clip.videos, item.headers, strict=False):
-        if header is None:
-            continue
-        start, end = (video.start_s, video.end_s) if is_part(video) else (item.clip.start_s, item.clip.end_s)
-        first = min(round((start or 0.0) * header.fps), header.num_frames)
-        last = header.num_frames if end is None else min(round(end * header.fps), header.num_frames)
-        return max(0, last - first)
-    return 0
+    """Frames of the clip's part of its first video; 0 when nothing is known."""
+    return item.headers[0].num_frames if item.headers and item.headers[0] is not None else 0
 
 
 def _estimate(header: VideoHeader | None, recipe: Recipe) -> float:

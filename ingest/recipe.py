@@ -46,7 +46,7 @@ class Recipe(Config):
     near_duplicate_bits: int | None = Field(
         default=None,
         ge=0,
-        le=64,
+        le=32,
         description="drop clips that differ from an earlier one in at most so many of 256 bits",
     )
     max_frozen_share: float | None = Field(default=None, ge=0, le=1, description="of a clip, in which nothing moves")

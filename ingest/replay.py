@@ -3,39 +3,63 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 from infra.digests import short
 from infra.errors import InputError
+from infra.storage import exists, join, read_json
 from ingest.reader import load_manifest
 from ingest.receipt import failure_ledger
-from ingest.schema import DECISIONS, Clip
+from ingest.schema import DECISIONS, PLAN_NAME, Clip
+from ingest.splits import Split
 
 log = logging.getLogger(__name__)
 
 
-def failed_sources(parent: str, *, corpus: str) -> tuple[frozenset[str], str]:
-    """(source ids of what failed in the data set `parent`, its version). Raises `InputError` where nothing did."""
-    manifest, version = load_manifest(parent)
+@dataclass(frozen=True)
+class Replay:
+    """What a child data set needs to know of its parent.
+
+    `failed` are source ids, `built` the keys of samples that the parent holds, `splits` what its plan drew: a clip held
+    out there is held out here, and one that was refused before any draw is for training.
+    """
+
+    url: str
+    version: str
+    failed: frozenset[str]
+    built: frozenset[str]
+    splits: dict[str, Split]
+
+    def choose(self, clips: list[Clip]) -> list[Clip]:
+        """Those of the clips that failed in the parent. Raises `InputError` where none is there."""
+        found = [clip for clip in clips if clip.source_id in self.failed]
+        missing = sorted(self.failed - {clip.source_id for clip in found})
+        if not found:
+            raise InputError(
+                f"none of {len(self.failed)} clips that failed in {self.url} is in the source, e.g. {missing[0]!r}.",
+                remedy="Give the corpus that the data set was made of.",
+            )
+        if missing:  # a mended annotation explains a video that stood alone, for one
+            log.warning("%d clips that failed in %s are in the source no more: %r", len(missing), self.url, missing[0])
+        return found
+
+
+def read_parent(url: str, *, corpus: str) -> Replay:
+    """What failed in a data set, and what did not. Raises `InputError` where nothing did."""
+    manifest, version = load_manifest(url)
     if manifest.corpus != corpus:
-        raise InputError(f"{parent} is of corpus {manifest.corpus!r}, not {corpus!r}.")
-    failed = {item.source_id for item in failure_ledger(manifest.receipts) if item.reason not in DECISIONS}
+        raise InputError(f"{url} is of corpus {manifest.corpus!r}, not {corpus!r}.")
+    ledger = failure_ledger(manifest.receipts)
+    failed = {item.source_id for item in ledger if item.reason not in DECISIONS}
     if not failed:
-        raise InputError(f"{parent} (version {short(version)}) has no failures to replay.")
-    return frozenset(failed), version
-
-
-def failed_clips(clips: list[Clip], parent: str, *, corpus: str) -> tuple[list[Clip], str]:
-    """(those of the clips that failed in the data set `parent`, its version). Raises `InputError`."""
-    failed, version = failed_sources(parent, corpus=corpus)
-    found = [clip for clip in clips if clip.source_id in failed]
-    missing = sorted(failed - {clip.source_id for clip in found})
-    if not found:
-        raise InputError(
-            f"none of the {len(failed)} clips that failed in {parent} is in the source, e.g. {missing[0]!r}.",
-            remedy="Give the corpus that the data set was made of.",
-        )
-    if missing:  # a mended annotation explains a video that stood alone, for one
-        log.warning(
-            "%d clips that failed in %s are not in the source any more, first %r", len(missing), parent, missing[0]
-        )
-    return found, version
+        raise InputError(f"{url} (version {short(version)}) has no failures to replay.")
+    place = join(url, PLAN_NAME)
+    planned = [clip for shard in read_json(place)["shards"] for clip in shard["clips"]] if exists(place) else []
+    refused = {item.key for item in ledger}
+    return Replay(
+        url=url,
+        version=version,
+        failed=frozenset(failed),
+        built=frozenset(clip["key"] for clip in planned if clip["key"] not in refused),
+        splits={clip["clip"]["source_id"]: clip["split"] for clip in planned},
+    )

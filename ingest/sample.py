@@ -15,7 +15,7 @@ import numpy.typing as npt
 from infra.digests import pretty_json
 from infra.errors import InputError
 from infra.media import MediaError
-from infra.media_transcode import Span, Transcoded
+from infra.media_transcode import WHOLE, Span, Transcoded
 from ingest.cache import ShardCache
 from ingest.corpora import Arrays, corpus_module
 from ingest.inspected import failure_of, is_part
@@ -92,13 +92,15 @@ def pack_arrays(arrays: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
 
 def _encode_camera(planned: PlannedClip, number: int, shop: Workshop, encode: Encode) -> Transcoded:
     clip, video = planned.clip, planned.clip.videos[number]
+    span = span_of(clip, video, planned.first_frame, planned.end_frame)
+    shared = shop.cache if span != WHOLE else None
     started = time.perf_counter()
     try:
-        with opened(shop.root, shop.corpus, clip, video, cache=shop.cache) as (local, sha256):
+        with opened(shop.root, shop.corpus, clip, video, shared=shared) as (local, sha256):
             if sha256 != video.sha256:
                 raise MediaError("unreadable", "the content is not the one that was planned")
             read = time.perf_counter()
-            encoded = encode(local, span_of(clip, video, planned.first_frame, planned.end_frame))
+            encoded = encode(local, span)
     except MediaError as error:
         stage = "probe" if error.reason in HEADER_REASONS else "read" if error.reason in READ_REASONS else "decode"
         raise _error(planned, stage, error.reason, error.message, number) from None
@@ -142,6 +144,8 @@ def _trajectory(planned: PlannedClip, cameras: list[Transcoded], shop: Workshop)
         return {}
     try:
         arrays = corpus_module(shop.corpus).read_trajectory(shop.root, planned.clip)
+    except PermissionError:
+        raise _error(planned, "annotation", "bad_annotation", f"{planned.clip.trajectory} may not be read") from None
     except InputError as error:
         # The remedy and the place are the reader's; the record keeps what does not depend on where the corpus lies.
         raise _error(

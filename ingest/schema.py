@@ -10,6 +10,7 @@ from infra.config import Config
 
 SCHEMA_VERSION = 1
 DEFAULT_CAMERA = "main"
+PLAN_NAME = "plan.json"
 Layout = Literal["frames", "video"]
 
 ReasonCode = Literal[

@@ -27,18 +27,18 @@ from ingest.schema import Clip, SourceVideo
 log = logging.getLogger(__name__)
 
 FILES_PER_CHILD = 256  # one child reads that many headers
-REMOTE_FILES_PER_CHILD = 16  # these are all on the local disk at once
+COPIES_PER_CHILD = 16  # of remote files and of joined pictures, which are all on the local disk at once
 THREADS = 4
 Found = tuple[SourceVideo, Probed | MediaError]
 
 
 @contextlib.contextmanager
 def opened(
-    root: str, corpus: str, clip: Clip, video: SourceVideo, *, cache: ShardCache | None = None
+    root: str, corpus: str, clip: Clip, video: SourceVideo, *, shared: ShardCache | None = None
 ) -> Iterator[tuple[Path, str]]:
     """(local file, sha256 of its content): the source itself, a copy that goes away, or its pictures joined.
 
-    A remote file that several clips share comes through `cache`, once per node. Raises `MediaError`.
+    A remote file that several samples are cut from comes through `shared`, once per node. Raises `MediaError`.
     """
     if video.pictures:
         with tempfile.TemporaryDirectory(prefix="foreframe-") as folder:
@@ -49,8 +49,9 @@ def opened(
         local = Path(root) / video.path
         yield local, _hash_of(local)
         return
-    if cache is not None and video.sha256 and is_part(video):
-        yield _cached(root, video, cache), video.sha256
+    if shared is not None and video.sha256:
+        with tempfile.TemporaryDirectory(prefix="foreframe-", dir=shared.folder_for_links()) as folder:
+            yield _cached(root, video, shared, Path(folder)), video.sha256
         return
     with tempfile.TemporaryDirectory(prefix="foreframe-") as folder:
         local = Path(folder) / f"source{Path(video.path).suffix}"
@@ -70,12 +71,12 @@ def inspect_clips(root: str, clips: Sequence[Clip], recipe: Recipe, corpus: str)
     clips = [clip for clip in clips if clip.refused is None]
     sources = {_identity(clip, video): (clip, video) for clip in clips for video in clip.videos}
     parts: dict[tuple[str, str], dict[Span, None]] = {key: {} for key in sources}
-    if recipe.near_duplicate_bits is not None:
-        for clip in clips:
-            for video in clip.videos[:1]:
-                parts[_identity(clip, video)][span_of(clip, video)] = None
+    for clip in clips:
+        for video in clip.videos[:1]:
+            parts[_identity(clip, video)][span_of(clip, video)] = None
     keys = list(sources)
-    size = REMOTE_FILES_PER_CHILD if is_remote(root) else FILES_PER_CHILD
+    copied = is_remote(root) or any(video.pictures for _, video in sources.values())
+    size = COPIES_PER_CHILD if copied else FILES_PER_CHILD
     chunks = [keys[start : start + size] for start in range(0, len(keys), size)]
 
     def inspect(chunk: list[tuple[str, str]]) -> list[Found]:
@@ -113,6 +114,7 @@ def _inspect(
             probe_isolated(
                 [path for path, _ in readable],
                 parts=[spans for _, spans in readable],
+                looks=recipe.near_duplicate_bits is not None,
                 limits=recipe.limits(),
                 memory_bytes=recipe.item_memory_bytes,
             )
@@ -148,10 +150,13 @@ def _inspected(clip: Clip, results: list[tuple[Found, list[Span]]]) -> Inspected
             stage = "read" if found.reason in {"not_found", "unreadable"} else "plan"
             failure = failure_of(described, stage=stage, reason=found.reason, message=found.message, video=number)
             return InspectedClip(clip=described, failure=failure)
+    headers = [_header(found) for (_, found), _ in results]
     look = ""
-    if results and isinstance(first := results[0][0][1], Probed) and first.fingerprints:
-        look = first.fingerprints[results[0][1].index(span_of(clip, clip.videos[0]))]
-    return InspectedClip(clip=described, headers=tuple(_header(found) for (_, found), _ in results), fingerprint=look)
+    if results and isinstance(first := results[0][0][1], Probed) and headers[0] is not None:
+        place = results[0][1].index(span_of(clip, clip.videos[0]))
+        headers[0] = headers[0].model_copy(update={"num_frames": first.counts[place]})
+        look = first.fingerprints[place] if first.fingerprints else ""
+    return InspectedClip(clip=described, headers=tuple(headers), fingerprint=look)
 
 
 def _header(found: Probed | MediaError) -> VideoHeader | None:
@@ -167,6 +172,8 @@ def _join(root: str, corpus: str, clip: Clip, video: SourceVideo, local: Path) -
         return join_pictures(module.read_pictures(root, clip, video), local)
     except InputError as error:
         raise MediaError("unreadable", error.message.replace(root, "").lstrip("/")) from None
+    except PermissionError:
+        raise MediaError("unreadable", "it may not be read") from None
 
 
 def _hash_of(path: Path) -> str:
@@ -175,6 +182,8 @@ def _hash_of(path: Path) -> str:
         return _hashed(path, status.st_mtime_ns, status.st_size, status.st_ino)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise MediaError("not_found", "there is no such file") from None
+    except PermissionError:
+        raise MediaError("unreadable", "it may not be read") from None
     except OSError as error:
         raise MediaError("unreadable", f"the file cannot be read: {error.strerror}") from None
 
@@ -185,13 +194,16 @@ def _hashed(path: Path, _modified_ns: int, _size: int, _inode: int) -> str:
     return sha256_file(path)
 
 
-def _cached(root: str, video: SourceVideo, cache: ShardCache) -> Path:
+def _cached(root: str, video: SourceVideo, cache: ShardCache, folder: Path) -> Path:
+    """A name of our own for the cached file, which stays when the cache needs the room."""
     try:
-        return cache.fetch(join(root, video.path), sha256=video.sha256)
+        return cache.link(join(root, video.path), sha256=video.sha256, folder=folder)
     except ForeframeError as error:
         if error.retryable:
             raise
         raise MediaError("unreadable", "the content is not the one that was planned, or gone") from None
+    except PermissionError:
+        raise MediaError("unreadable", "it may not be read") from None
 
 
 def _fetch(root: str, path: str, local: Path) -> None:
@@ -201,3 +213,5 @@ def _fetch(root: str, path: str, local: Path) -> None:
         if error.retryable:
             raise  # the store is down: that is no property of the video
         raise MediaError("not_found", "there is no such file") from None
+    except PermissionError:
+        raise MediaError("unreadable", "it may not be read") from None

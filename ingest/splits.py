@@ -66,11 +66,21 @@ def _share(name: str, number: int, count: int | None, otherwise: Fraction) -> Fr
 
 def _systematic(clips: list[Clip], share: Fraction, seed: int) -> dict[str, Split]:
     """Systematic sampling of whole sources in seeded order within each label: every label gives its share."""
-    ordered = sorted(clips, key=lambda clip: (clip.label, draw(seed, "split", clip.source_id)))
+    units: dict[str, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        units[_unit(clip)].append(clip)
+    ordered = sorted(units, key=lambda name: (units[name][0].label, draw(seed, "split", name)))
     offset = Fraction(draw(seed, "offset", ""))
-    return {
-        clip.source_id: "validation"
+    held_out = {
+        name
+        for number, name in enumerate(ordered)
         if floor((number + 1) * share + offset) > floor(number * share + offset)
-        else "train"
-        for number, clip in enumerate(ordered)
     }
+    return {clip.source_id: "validation" if _unit(clip) in held_out else "train" for clip in clips}
+
+
+def _unit(clip: Clip) -> str:
+    """What is held out together: the segments of one recording. Episodes that only share a file are on their own."""
+    if clip.videos and (clip.start_s is not None or clip.end_s is not None):
+        return clip.videos[0].path
+    return clip.source_id

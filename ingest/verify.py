@@ -10,10 +10,9 @@ from pathlib import Path
 from infra.digests import sha256_file
 from infra.errors import ForeframeError
 from infra.storage import absolute, exists, get_file, is_remote, join, read_json
-from ingest.plan import PLAN_NAME
 from ingest.reader import load_manifest
 from ingest.receipt import read_receipt
-from ingest.schema import Manifest, Receipt, SampleRecord, shard_name
+from ingest.schema import PLAN_NAME, Manifest, Receipt, SampleRecord, shard_name
 from ingest.shard import iter_members
 
 

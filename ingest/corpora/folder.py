@@ -1,7 +1,7 @@
 """Any folder of videos, and optionally a table at its top: labels.csv, labels.json, labels.jsonl or labels.parquet.
 
 Its columns: `path`, and any of `text` (or `caption`), `label`, `split`, `start_s`, `end_s`. Several rows of one path
-with different seconds are several clips. A row without its video
+with different seconds are several clips, with equal ones several captions of one clip. A row without its video
 is in the ledger; a video that the table does not name is a clip too: its text is that of
 `NAME.txt` beside `NAME.mp4`, and its label is the name of its folder.
 """
@@ -57,19 +57,26 @@ def _clips(root: str, name: str, rows: list[dict[str, str]], captions: set[str])
     if not rows:
         text, problem = _caption(root, str(PurePosixPath(name).with_suffix(".txt")), captions)
         return [Clip(source_id=name, videos=video, text=text, label=PurePosixPath(name).parent.name, problem=problem)]
-    spans = {_span(row): row for row in rows}
-    return [
-        Clip(
-            # A row without seconds is the whole video and keeps its name.
-            source_id=name if span == ("", "") else f"{name}@{span[0] or 0}-{span[1] or 'end'}",
-            videos=video,
-            text=row.get("text") or row.get("caption") or "",
-            label=row.get("label", ""),
-            metadata={"source_split": row["split"]} if row.get("split") else {},
-            **_seconds(row),
-        )
-        for span, row in spans.items()
-    ]
+    spans: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    for row in rows:
+        spans[_span(row)].append(row)
+    return [_clip(name, video, span, same) for span, same in spans.items()]
+
+
+def _clip(name: str, video: tuple[SourceVideo, ...], span: tuple[str, str], rows: list[dict[str, str]]) -> Clip:
+    """The clip of the rows of one span: the first gives its words, all of their words are kept beside it."""
+    row = rows[0]
+    texts = [text for row in rows if (text := row.get("text") or row.get("caption") or "")]
+    metadata: dict[str, Any] = {"texts": texts} if len(texts) > 1 else {}
+    return Clip(
+        # A row without seconds is the whole video and keeps its name.
+        source_id=name if span == ("", "") else f"{name}@{span[0] or 0}-{span[1] or 'end'}",
+        videos=video,
+        text=texts[0] if texts else "",
+        label=row.get("label", ""),
+        metadata=metadata | ({"source_split": row["split"]} if row.get("split") else {}),
+        **_seconds(row),
+    )
 
 
 def _caption(root: str, place: str, captions: set[str]) -> tuple[str, str]:
@@ -83,7 +90,10 @@ def _caption(root: str, place: str, captions: set[str]) -> tuple[str, str]:
 
 
 def _span(row: dict[str, str]) -> tuple[str, str]:
-    return row.get("start_s", "").strip(), row.get("end_s", "").strip()
+    said = (row.get("start_s", "").strip(), row.get("end_s", "").strip())
+    if seconds(said[0]) == 0:
+        return "", said[1]  # "0", "0.0" and nothing are one start
+    return said
 
 
 def _seconds(row: dict[str, str]) -> dict[str, Any]:

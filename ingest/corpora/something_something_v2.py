@@ -6,13 +6,12 @@ The sentence is `label`, the class is `template` without its brackets. The split
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import PurePosixPath
 from typing import Any
 
 from infra.errors import InputError
-from infra.storage import join, list_names, read_bytes
+from infra.storage import join, list_names, read_json
 from ingest.corpora.folder import is_video, read_trajectory
 from ingest.schema import Clip, SourceVideo
 
@@ -54,10 +53,7 @@ def _split_of(name: str) -> str | None:
 
 def _read_labels(root: str, name: str) -> list[dict[str, Any]]:
     place = join(root, name)
-    try:
-        entries = json.loads(read_bytes(place))
-    except ValueError:
-        raise InputError(f"{place} is not JSON.") from None
+    entries = read_json(place)
     if not isinstance(entries, list) or not all(isinstance(item, dict) and "id" in item for item in entries):
         raise InputError(f"{place} is no list of labelled ids.", remedy="Download the label files again.")
     return entries

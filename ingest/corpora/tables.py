@@ -29,7 +29,10 @@ def read_table(place: str) -> tuple[tuple[str, ...], list[dict[str, str]]]:
     if place.endswith((".json", ".jsonl")):
         return _json(text, place)
     rows = csv.DictReader(io.StringIO(text, newline=""), restval="")
-    return tuple(rows.fieldnames or ()), [{key: row[key] for key in rows.fieldnames or ()} for row in rows]
+    try:
+        return tuple(rows.fieldnames or ()), [{key: row[key] for key in rows.fieldnames or ()} for row in rows]
+    except csv.Error as error:
+        raise InputError(f"{place} is no CSV: {error}.", remedy="Is a quote missing?") from None
 
 
 def read_object(place: str) -> dict[str, Any]:
@@ -74,7 +77,8 @@ def _json(text: str, place: str) -> tuple[tuple[str, ...], list[dict[str, str]]]
     try:
         found = [json.loads(line) for line in text.splitlines() if line.strip()] if place.endswith("l") else None
         values = json.loads(text) if found is None else found
-    except ValueError as error:
+        json.dumps(values, ensure_ascii=False).encode()  # half surrogate pairs are no text
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{place} is not JSON: {error}.") from None
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         raise InputError(f"{place} is no list of objects.", remedy='Expected [{"path": ..., "text": ...}, ...].')

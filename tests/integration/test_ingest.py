@@ -183,7 +183,7 @@ def test_annotations_that_disagree_with_the_video_are_refused(tmp_path):
         "videos/fewer.mp4": "bad_annotation",
         "videos/more.mp4": "short_decode",
         "annotation/val/none.json": "bad_annotation",
-        "videos/stray.mp4": "duplicate",
+        "videos/stray.mp4": "bad_annotation",
     }
     data = ShardDataset(str(tmp_path / "data"))
     parts = sorted((data.record(index).cameras["main"].frame_numbers or (0,))[0] for index in range(len(data)))

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from infra.errors import InputError
+from infra.media import MediaError, scan
 from ingest import job
+from ingest.isolate import transcode_here
 from ingest.reader import ShardDataset, load_manifest
 from ingest.receipt import failure_ledger
 from ingest.recipe import IngestConfig, Recipe
@@ -100,7 +102,7 @@ def test_failures_are_tried_again_as_a_child_data_set(corpus, tmp_path):
     assert [data.record(index).source_id for index in range(len(data))] == ["a-moving.mp4"]
     assert ledger(tmp_path / "child") == {"e-other.mp4": "empty"}
     assert {path.name: path.read_bytes() for path in (tmp_path / "parent").iterdir() if path.is_file()} == before
-    with pytest.raises(InputError, match=r"none of the 1 clips that failed .* e\.g\. 'e-other\.mp4'"):
+    with pytest.raises(InputError, match=r"none of 1 clips that failed .* e\.g\. 'e-other\.mp4'"):
         (source / "e-other.mp4").unlink()
         job.run(config_of(source, tmp_path / "third", replay=str(tmp_path / "child")))
 
@@ -122,3 +124,63 @@ def test_the_plan_tells_minutes_from_clips_tried_here(corpus, tmp_path):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus/broken.mp4").write_bytes(b"no video")
     assert job.describe(config_of(tmp_path / "corpus", tmp_path / "data"))["estimated_minutes"] is None
+
+
+def test_spans_are_cut_by_the_frames_there_are(tmp_path):
+    """The header's count and rate lie where an edit list hides frames or the rate varies; the packets do not."""
+    source = tmp_path / "source"
+    source.mkdir()
+    whole = make_video(tmp_path / "whole.mp4", frames=100, fps=10, options=["-bf", "0", "-g", "100"])
+    argv = [ffmpeg(), "-y", "-loglevel", "error", "-ss", "3.8", "-i", whole, "-c", "copy", source / "trimmed.mp4"]
+    subprocess.run(argv, check=True, timeout=60)
+    rates = "select='lt(n,60)+not(mod(n,12))',setpts=PTS"
+    argv = [ffmpeg(), "-y", "-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=size=96x64:rate=60:duration=6"]
+    argv += ["-vf", rates, "-fps_mode", "vfr", "-c:v", "libx264", source / "varying.mp4"]
+    subprocess.run(argv, check=True, timeout=60)
+    (source / "labels.csv").write_text("path,start_s,end_s\nvarying.mp4,0,1\nvarying.mp4,1,6\ntrimmed.mp4,,\n")
+    manifest = job.run(config_of(source, tmp_path / "data", max_frames_per_clip=20))
+    assert manifest.num_failures == 0
+    data = ShardDataset(str(tmp_path / "data"))
+    frames: dict[str, list[int]] = {}
+    for index in range(len(data)):
+        frames.setdefault(data.record(index).source_id, []).append(data.num_frames(index))
+    assert max(max(counts) for counts in frames.values()) <= 20
+    shown = scan(source / "trimmed.mp4").num_frames
+    assert {name: sum(counts) for name, counts in frames.items()} == {
+        "varying.mp4@0-1": 60,
+        "varying.mp4@1-6": 25,
+        "trimmed.mp4": shown,
+    }
+
+
+def test_a_child_has_only_what_its_parent_lacks_in_the_same_split(tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    for name in "abcdef":
+        make_video(source / f"{name}.mp4", frames=20 + ord(name) % 7)
+    recipe = {"max_frames_per_clip": 10, "validation_counts": {"folder": 2}, "max_failure_share": 0.9}
+    plan = job.prepare_plan(config_of(source, tmp_path / "parent", **recipe))
+    held_out = {clip.clip.source_id for shard in plan.shards for clip in shard.clips if clip.split == "validation"}
+    assert len(held_out) == 2
+    victim = min(held_out)
+    real, calls = transcode_here, []
+
+    def failing(path, settings, span):
+        if path.name == victim and span.first:
+            calls.append(span)
+            raise MediaError("decode_error", "by this test")
+        return real(path, settings, span)
+
+    monkeypatch.setattr("ingest.build.transcode_here", failing)
+    parent = job.run(config_of(source, tmp_path / "parent", **recipe))
+    assert parent.num_failures == len(calls) > 0
+    monkeypatch.undo()
+    child = job.run(config_of(source, tmp_path / "child", replay=str(tmp_path / "parent"), **recipe))
+    assert child.num_samples == len(calls) and child.statistics["split"] == {"validation": len(calls)}
+    keys = [
+        {data.key(index) for index in range(len(data))} for data in map(opened, ("parent", "child"), [tmp_path] * 2)
+    ]
+    assert not keys[0] & keys[1]
+
+
+def opened(name: str, folder: Path) -> ShardDataset:
+    return ShardDataset(str(folder / name))

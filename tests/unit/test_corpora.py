@@ -98,9 +98,20 @@ def test_tables_of_every_format_give_the_same_clips(tmp_path, suffix):
     assert "no span" in third.problem and third.text == "no span"
 
 
+def test_captions_of_one_span_stay_together(tmp_path):
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "labels.csv").write_text("path,text,start_s,end_s\na.mp4,one,,2\na.mp4,two,0.0,2\na.mp4,late,2,3\n")
+    first, second = folder.list_clips(str(tmp_path))
+    assert (first.text, first.metadata["texts"], first.source_id) == ("one", ["one", "two"], "a.mp4@0-2")
+    assert (second.text, second.metadata) == ("late", {})
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
+        ("labels.csv", b'path,text\na.mp4,"never closed ' + b"x" * 200_000, "no CSV"),
+        ("labels.json", b'[{"path": "a.mp4", "text": "\\ud800"}]', "is not JSON"),
+        ("labels.json", b"[" * 200_000, "is not JSON"),
         ("labels.json", b"[1]", "no list of objects"),
         ("labels.json", b"[", "is not JSON"),
         ("labels.json", b'[{"path": ["a"]}]', "list in column 'path'"),

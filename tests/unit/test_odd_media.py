@@ -142,3 +142,11 @@ def test_motion_and_brightness_are_measured_in_levels(tmp_path):
             assert still.brightness == pytest.approx(128, abs=3) and still.change == pytest.approx(0, abs=0.3)
             assert jumping.brightness == pytest.approx([0, 0, 255, 255, 255], abs=3)
             assert jumping.change == pytest.approx([0, 255, 0, 0], abs=4)
+
+
+@pytest.mark.parametrize("layout", ["frames", "video"])
+def test_a_shape_that_no_encoder_takes_is_refused_and_nothing_else(tmp_path, layout):
+    run("-f", "lavfi", "-i", "color=size=16x6000:rate=5:duration=0.4", "-c:v", "mpeg4", tmp_path / "tall.mp4")
+    with pytest.raises(MediaError) as caught:
+        transcode(tmp_path / "tall.mp4", TranscodeSettings(layout=layout))
+    assert caught.value.reason == "too_large" and "16x6000" in caught.value.message

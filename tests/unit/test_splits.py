@@ -6,7 +6,7 @@ import pytest
 
 from infra.errors import ConfigError
 from ingest.recipe import Recipe
-from ingest.schema import Clip
+from ingest.schema import Clip, SourceVideo
 from ingest.splits import draw_splits
 
 
@@ -65,3 +65,16 @@ def test_a_count_above_what_is_there_and_an_unknown_data_set_are_named():
         held_out(clips("bridge", 4), split_by="paper")
     with pytest.raises(ConfigError, match=r"names 'bridgge'\. Data sets here: bridge"):
         held_out(clips("bridge", 4), validation_counts={"bridgge": 1})
+
+
+def test_segments_of_one_recording_are_held_out_together():
+    video = (SourceVideo(path="talk.mp4"),)
+    members = [Clip(source_id=f"talk@{n}", videos=video, start_s=n, end_s=n + 1) for n in range(40)]
+    members += [Clip(source_id=f"{n}", videos=(SourceVideo(path=f"{n}.mp4"),)) for n in range(40)]
+    for seed in range(5):
+        splits = draw_splits(members, Recipe(validation_share=0.3, seed=seed), "folder")
+        assert len({splits[f"talk@{n}"] for n in range(40)}) == 1
+    shared = [
+        Clip(source_id=f"e{n}", videos=(SourceVideo(path="file-000.mp4", start_s=n, end_s=n + 1),)) for n in range(40)
+    ]
+    assert set(draw_splits(shared, Recipe(validation_share=0.3), "lerobot").values()) == {"train", "validation"}
