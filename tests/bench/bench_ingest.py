@@ -40,7 +40,7 @@ from ingest.recipe import IngestConfig, Recipe
 
 SIDE = 256
 LONG_FRAMES, SHORT_FRAMES = 300, 100
-COPIES = 4
+COPIES, MANY_COPIES = 4, 20  # some seconds of work for one shard; enough for two workers to be worth their start
 GOALS = {"jpeg long": 1.3, "jpeg short": 2.3, "h264 long": 1.0, "h264 short": 1.4}
 
 
@@ -122,6 +122,15 @@ def long_clips(clips: Sequence[Path], folder: Path) -> list[Path]:
     return made
 
 
+def copies(clips: Sequence[Path], folder: Path, number: int) -> Path:
+    """A corpus of clips that differ in a byte behind their end."""
+    folder.mkdir()
+    for copy in range(number):
+        for place, clip in enumerate(clips):
+            (folder / f"{copy:02d}-{place:02d}{clip.suffix}").write_bytes(clip.read_bytes() + b"\0" * copy)
+    return folder
+
+
 def overhead(source: Path, output: Path, rounds: int) -> tuple[float, float]:
     """(share that everything but the conversion adds in process, the same as a Ray task)."""
     config = IngestConfig(
@@ -169,7 +178,7 @@ def spin(_: object) -> None:
 
 def scaling(source: Path, output: Path, rounds: int) -> tuple[float, float]:
     """(speed-up of two Ray workers over one, of two spinning processes over one), wall time."""
-    recipe = Recipe(shard_bytes=4 << 20)
+    recipe = Recipe(shard_bytes=16 << 20)
     base = IngestConfig(source=str(source), output=str(output / "plan"), name="bench", recipe=recipe)
     plan = job.prepare_plan(base)
     print(f"I4: {len(plan.shards)} shards", flush=True)
@@ -208,6 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", default="", help="folder of clips to measure with")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", choices=["", "I4"], help="leave out the others")
     parser.add_argument("--ffmpeg", default=ffmpeg_binary(), help="the program to compare with")
     options = parser.parse_args()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -216,16 +226,15 @@ def main() -> None:
         folder = Path(name)
         long = long_clips(clips, folder)
         short = [clip for clip in clips if scan(clip).num_frames <= SHORT_FRAMES] or clips
-        engines(options.ffmpeg, {"long": long, "short": short}, options.rounds, folder)
-        source = folder / "source"
-        source.mkdir()
-        for copy in range(COPIES):  # a shard of some seconds of work, as real ones are
-            for number, clip in enumerate([*long, *short]):
-                (source / f"{copy}-{number:02d}{clip.suffix}").write_bytes(clip.read_bytes() + b"\0" * copy)
+        if options.only != "I4":
+            engines(options.ffmpeg, {"long": long, "short": short}, options.rounds, folder)
         with connect(2):
-            plain, on_ray = overhead(source, folder / "overhead", options.rounds)
-            print(f"I3: {plain:+.1%} in process, {on_ray:+.1%} as a Ray task, over the bare conversions (goal 10 %)")
-            ours, spinning = scaling(source, folder / "scaling", max(2, options.rounds // 2))
+            if options.only != "I4":
+                source = copies([*long, *short], folder / "source", COPIES)
+                plain, on_ray = overhead(source, folder / "overhead", options.rounds)
+                print(f"I3: {plain:+.1%} in process, {on_ray:+.1%} as a Ray task, over bare conversions (goal 10 %)")
+            many = copies([*long, *short], folder / "many", MANY_COPIES)
+            ours, spinning = scaling(many, folder / "scaling", max(2, options.rounds // 2))
             print(
                 f"I4: two workers {ours:.2f}, two spinning processes {spinning:.2f}: {ours / spinning:.2f} (goal 0.9)"
             )

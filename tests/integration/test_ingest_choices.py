@@ -176,11 +176,6 @@ def test_a_child_has_only_what_its_parent_lacks_in_the_same_split(tmp_path, monk
     monkeypatch.undo()
     child = job.run(config_of(source, tmp_path / "child", replay=str(tmp_path / "parent"), **recipe))
     assert child.num_samples == len(calls) and child.statistics["split"] == {"validation": len(calls)}
-    keys = [
-        {data.key(index) for index in range(len(data))} for data in map(opened, ("parent", "child"), [tmp_path] * 2)
-    ]
+    sets = [ShardDataset(str(tmp_path / name)) for name in ("parent", "child")]
+    keys = [{data.key(index) for index in range(len(data))} for data in sets]
     assert not keys[0] & keys[1]
-
-
-def opened(name: str, folder: Path) -> ShardDataset:
-    return ShardDataset(str(folder / name))
