@@ -113,7 +113,15 @@ def prepare_plan(config: IngestConfig) -> Plan:
         fault_point("ingest.after_plan")
         plan = made if created else _stored_plan(config)
         assert plan is not None
-    log.info("plan %s: %s", short(plan.plan_id), plan.summary())
+    log.info(
+        "plan %s: %d clips, %d of them refused, %.2f hours of video, %d shards of about %.1f MB in all",
+        short(plan.plan_id),
+        plan.num_clips,
+        sum(len(shard.failures) for shard in plan.shards),
+        plan.estimated_hours,
+        len(plan.shards),
+        sum(shard.estimated_bytes for shard in plan.shards) / 1e6,
+    )
     return plan
 
 
