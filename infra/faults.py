@@ -32,7 +32,7 @@ def fault_point(name: str, detail: str = "") -> None:
 
 
 def _pass(entry: str, name: str, detail: str) -> None:
-    rest, _, action = entry.partition("=")
+    rest = entry.removesuffix("=hang")  # a detail may hold "=" too
     target, _, count = rest.partition(":")
     point, _, part = target.partition("@")
     if point != name or part not in detail:
@@ -40,7 +40,7 @@ def _pass(entry: str, name: str, detail: str) -> None:
     _passes[entry] += 1
     if _passes[entry] != int(count or 1) or not _claim_once():
         return
-    if "hang" in (action, os.environ.get("FOREFRAME_FAULT_ACTION")):
+    if rest != entry or os.environ.get("FOREFRAME_FAULT_ACTION") == "hang":
         while True:
             time.sleep(3600)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -189,6 +189,8 @@ def test_fault_points_cost_nothing_and_hit_only_their_name(monkeypatch):
     fault_point("any")
     monkeypatch.setenv("FOREFRAME_FAULT", "other:1")
     fault_point("any")
+    monkeypatch.setenv("FOREFRAME_FAULT", "any@rank=1 step=7")
+    fault_point("any", detail="rank=1 step=0")
     monkeypatch.setenv("FOREFRAME_FAULT", "any@detail")
     fault_point("any", detail="something else")
     code = "from infra.faults import fault_point\nfor i in range(3):\n    print(i, flush=True)\n    fault_point('here')"
