@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from pipelines.console import PACKAGES
 
-pytest_plugins = ["tests.fixtures_ray", "tests.fixtures_s3", "tests.fixtures_services"]
+pytest_plugins = ["tests.fixtures_ray", "tests.fixtures_s3", "tests.fixtures_services", "tests.fixtures_web"]
 
 # Same examples every time, and no deadline: test machines are shared.
 settings.register_profile("suite", derandomize=True, deadline=None)

@@ -1,6 +1,5 @@
 """A table of addresses becomes a data set: a real web server with planted faults, kills, repeats, S3."""
 
-import csv
 import json
 import os
 import signal
@@ -10,8 +9,6 @@ import threading
 import time
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -22,63 +19,26 @@ from infra.storage import join, list_names, put_file, put_folder, write_bytes
 from ingest import job
 from ingest.corpora import urls
 from ingest.download_records import read_outcomes, read_rows
-from ingest.downloads import DownloadConfig, fetch_table, read_table
+from ingest.downloads import DownloadConfig, fetch_table
 from ingest.host_queue import HostQueue
 from ingest.reader import ShardDataset
 from ingest.receipt import failure_ledger
-from ingest.recipe import IngestConfig, Recipe
 from ingest.verify import verify
 from pipelines import cli
 from tests.helpers_http import send, site, trickle
-from tests.helpers_media import make_video
+from tests.helpers_urls import QUICK, config_of, write_csv
 
 PROJECT = Path(__file__).parents[2]
-QUICK = DownloadConfig(max_attempts=3, first_delay_s=0.01, max_delay_s=0.1, read_timeout_s=5, deadline_s=20)
 
 
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> list[bytes]:
-    """Four different videos of two seconds."""
-    folder = tmp_path_factory.mktemp("videos")
-    sizes = ("96x64", "64x64", "80x64", "64x96")
-    return [make_video(folder / f"{size}.mp4", frames=24, size=size).read_bytes() for size in sizes]
-
-
-@pytest.fixture
-def web(videos, monkeypatch):
-    """Serves /v0.mp4 to /v3.mp4, and what a test plants; allowed by the setting that users have."""
-    with site() as here:
-        for number, data in enumerate(videos):
-            here.serve(f"/v{number}.mp4", data)
-        monkeypatch.setenv("FOREFRAME_DOWNLOAD_ALLOW_HOSTS", f"{here.host}, other.test:81")
-        settings.cache_clear()
-        yield here
-    monkeypatch.undo()
-    settings.cache_clear()
-
-
-def write_csv(path: Path, rows: list[dict]) -> str:
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return str(path)
-
-
-def config_of(source, output, **values) -> IngestConfig:
-    recipe = {"short_side": 48, "max_failure_share": 0.9, **values.pop("recipe", {})}
-    common = {"corpus": "urls", "name": "web", "workers": 0, "download": QUICK, "recipe": Recipe(**recipe)}
-    return IngestConfig(source=str(source), output=str(output), **{**common, **values})
-
-
-def plant_faults(web, videos) -> list[dict]:
+def plant_faults(web, web_videos) -> list[dict]:
     def flaky(handler):
-        send(handler, *((500, b"") if web.hits["/flaky.webm"] == 1 else (200, videos[2])))
+        send(handler, *((500, b"") if web.hits["/flaky.webm"] == 1 else (200, web_videos[2])))
 
     web.routes["/flaky.webm"] = flaky
     web.routes["/busy.mp4"] = lambda handler: send(handler, 503)
-    web.routes["/cut.mp4"] = lambda handler: send(handler, 200, videos[3][:2000], length=len(videos[3]))
-    web.routes["/half"] = lambda handler: send(handler, 200, videos[3][:2000], {"Content-Type": "video/quicktime"})
+    web.routes["/cut.mp4"] = lambda handler: send(handler, 200, web_videos[3][:2000], length=len(web_videos[3]))
+    web.routes["/half"] = lambda handler: send(handler, 200, web_videos[3][:2000], {"Content-Type": "video/quicktime"})
     web.routes["/inside"] = lambda handler: send(handler, 302, headers={"Location": "http://169.254.169.254/latest"})
     first = web.url("/v0.mp4")
     return [
@@ -98,8 +58,8 @@ def plant_faults(web, videos) -> list[dict]:
     ]
 
 
-def test_from_a_table_to_a_data_set(web, videos, tmp_path):
-    table = write_csv(tmp_path / "table.csv", plant_faults(web, videos))
+def test_from_a_table_to_a_data_set(web, web_videos, tmp_path):
+    table = write_csv(tmp_path / "table.csv", plant_faults(web, web_videos))
     output = tmp_path / "data"
     manifest = job.run(config_of(table, output))
     data = ShardDataset(str(output))
@@ -139,13 +99,13 @@ def test_from_a_table_to_a_data_set(web, videos, tmp_path):
     assert web.hits.total() == hits
 
 
-def test_failed_ones_stay_failed_until_they_are_asked_for(web, videos, tmp_path):
+def test_failed_ones_stay_failed_until_they_are_asked_for(web, web_videos, tmp_path):
     table = write_csv(tmp_path / "table.csv", [{"url": web.url(f"/{name}.mp4")} for name in ("v0", "v1", "late", "no")])
     strict = {"recipe": {"max_failure_share": 0.3}}
     with pytest.raises(TooManyFailuresError, match=r"2 of 4 rows failed.*not_found \(2\).*late.mp4.*--retry-failed"):
         job.run(config_of(table, tmp_path / "data", **strict))
     assert list_names(tmp_path / "data") == []  # no plan
-    web.serve("/late.mp4", videos[2])
+    web.serve("/late.mp4", web_videos[2])
     with pytest.raises(TooManyFailuresError):
         job.run(config_of(table, tmp_path / "data", **strict))
     assert web.hits == {"/v0.mp4": 1, "/v1.mp4": 1, "/late.mp4": 1, "/no.mp4": 1}
@@ -163,10 +123,10 @@ def test_retry_failed_belongs_to_urls(tmp_path):
 
 
 @pytest.mark.parametrize("point", ["ingest.before_download", "ingest.after_download"])
-def test_a_killed_run_goes_on_and_fetches_nothing_twice(web, videos, tmp_path, point):
+def test_a_killed_run_goes_on_and_fetches_nothing_twice(web, web_videos, tmp_path, point):
     rows = [{"url": web.url(f"/many/{number}.mp4")} for number in range(12)]
     for number in range(12):
-        web.serve(f"/many/{number}.mp4", videos[number % 4] + bytes(number))
+        web.serve(f"/many/{number}.mp4", web_videos[number % 4] + bytes(number))
     table = write_csv(tmp_path / "table.csv", [*rows, {"url": web.url("/gone.mp4")}])
     download = QUICK.model_copy(update={"concurrency": 1})
     config = config_of(table, tmp_path / "data", download=download)
@@ -221,66 +181,7 @@ def test_one_run_at_a_time(web, tmp_path):
     fetch_table(table, str(tmp_path / "root"), QUICK)
 
 
-def test_ids_spans_and_captions_of_parquet_and_folders(web, tmp_path):
-    folder = tmp_path / "tables"
-    folder.mkdir()
-    columns = {
-        "address": [web.url("/v0.mp4"), web.url("/v0.mp4"), web.url("/v1.mp4")],
-        "text": ["a", None, "c"],
-        "label": ["x", "y", None],
-        "start_s": [None, 0.5, float("nan")],
-        "end_s": [None, 1.5, None],
-        "key": [11, 12, 13],
-        "other": [b"ignored"] * 3,
-    }
-    pq.write_table(pa.table(columns), folder / "b.parquet")
-    write_csv(folder / "a.CSV", [{"url": web.url("/v2.mp4"), "caption": "d", "id": "e\x1b[2J"}])
-    (folder / "README.md").write_text("no table")
-    root = str(tmp_path / "root")
-    fetch_table(str(folder), root, QUICK)
-    clips = {clip.source_id: clip for clip in urls.list_clips(root)}
-    assert set(clips) == {"11", "12", "13", "e?[2J"}
-    assert (clips["12"].start_s, clips["12"].end_s, clips["12"].text, clips["12"].label) == (0.5, 1.5, "", "y")
-    assert (clips["13"].start_s, clips["13"].text, clips["13"].label) == (None, "c", "")
-    assert clips["11"].videos == clips["12"].videos
-    path = Path(root, clips["11"].videos[0].path)
-    assert path.is_file() and path.parent.name == path.name[:2]
-    columns["key"] = [11, 11, 13]
-    pq.write_table(pa.table(columns), folder / "b.parquet")
-    rows = read_table(str(folder)).rows
-    assert all(len(row.source_id) == 16 for row in rows) and {row.id for row in rows} == {"11", "13", "e?[2J"}
-    assert [row.source_id for row in rows] == [row.source_id for row in read_table(str(folder)).rows]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("a.csv", b"link,text\nhttp://h/x,a\n", "no column 'url'"),
-        ("a.csv", b"", "it has none"),
-        ("a.csv", b"url\nhttp://h/\xff\xfe\n", "not UTF-8 text"),
-        ("a.csv", b'url\n"' + b"a" * 200_000 + b'"\n', "not a readable table"),
-        ("a.parquet", b"PAR1 not at all", "not a readable table"),
-        ("a.csv", b"url\n", "no row"),
-        ("a.txt", b"http://h/x\n", "no table of addresses"),
-    ],
-)
-def test_what_is_no_table_is_one_line(tmp_path, name, content, said):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / name).write_bytes(content)
-    with pytest.raises(InputError, match=said) as caught:
-        fetch_table(str(tmp_path / "in"), str(tmp_path / "out"), QUICK)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("cells", [("nan", ""), ("-1", ""), ("1", "1"), ("x", "2"), ("", "inf"), ("3", "2"), ("", "0")])
-def test_spans_that_are_none_are_not_fetched(web, tmp_path, cells):
-    row = {"url": web.url("/v0.mp4"), "start_s": cells[0], "end_s": cells[1]}
-    fetch_table(write_csv(tmp_path / "a.csv", [row]), str(tmp_path / "root"), QUICK)
-    (clip,) = urls.list_clips(str(tmp_path / "root"))
-    assert "no video's span" in clip.problem and clip.videos == () and not web.hits
-
-
-def test_a_slow_host_holds_nobody_and_has_its_limit(web, videos, tmp_path, monkeypatch):
+def test_a_slow_host_holds_nobody_and_has_its_limit(web, web_videos, tmp_path, monkeypatch):
     with site() as slow:
         monkeypatch.setenv("FOREFRAME_DOWNLOAD_ALLOW_HOSTS", f"{web.host},{slow.host}")
         settings.cache_clear()
@@ -289,10 +190,10 @@ def test_a_slow_host_holds_nobody_and_has_its_limit(web, videos, tmp_path, monke
         def slowly(handler):
             waited.append(quick_ones_came.wait(20))
             time.sleep(0.05)
-            send(handler, 200, videos[0])
+            send(handler, 200, web_videos[0])
 
         def quickly(handler):
-            send(handler, 200, videos[0])
+            send(handler, 200, web_videos[0])
             if web.hits.total() == 8:
                 quick_ones_came.set()
 
@@ -335,9 +236,9 @@ def test_turns_of_hosts():
     assert resting.take() is not None and time.monotonic() - started > 0.08
 
 
-def test_a_full_disk_stops_the_run(web, videos, tmp_path, monkeypatch):
+def test_a_full_disk_stops_the_run(web, web_videos, tmp_path, monkeypatch):
     for number in range(40):
-        web.serve(f"/many/{number}.mp4", videos[0])
+        web.serve(f"/many/{number}.mp4", web_videos[0])
     table = write_csv(tmp_path / "table.csv", [{"url": web.url(f"/many/{number}.mp4")} for number in range(40)])
     calls = []
 
@@ -370,9 +271,9 @@ def test_nothing_private_without_the_setting(web, tmp_path, monkeypatch):
 
 
 @pytest.mark.s3
-def test_tables_downloads_and_addresses_in_s3(web, videos, tmp_path, moto_s3):
+def test_tables_downloads_and_addresses_in_s3(web, web_videos, tmp_path, moto_s3):
     prefix = join(moto_s3, f"urls-{tmp_path.name}")
-    write_bytes(join(prefix, "videos", "own.mp4"), videos[3])
+    write_bytes(join(prefix, "videos", "own.mp4"), web_videos[3])
     rows = [web.url("/v0.mp4"), web.url("/v1.mp4"), web.url("/gone.mp4"), join(prefix, "videos", "own.mp4")]
     rows += [join(prefix, "videos", "none.mp4"), "s3://no-such-bucket-here/x.mp4"]
     (tmp_path / "in").mkdir()
@@ -391,7 +292,7 @@ def test_tables_downloads_and_addresses_in_s3(web, videos, tmp_path, moto_s3):
     assert web.hits.total() == hits
 
 
-def test_the_command(web, videos, tmp_path):
+def test_the_command(web, web_videos, tmp_path):
     rows = [{"url": web.url(f"/{name}.mp4"), "caption": name} for name in ("v0", "v1", "late")]
     table = write_csv(tmp_path / "table.csv", rows)
     out = str(tmp_path / "data")
@@ -404,18 +305,18 @@ def test_the_command(web, videos, tmp_path):
     assert isinstance(stopped.exception, TooManyFailuresError)
     shown = runner.invoke(cli.app, ["ingest", "urls", table, out, "--dry-run", *overrides])
     assert json.loads(shown.stdout) == {**expected, "downloaded": 2, "failed": {"not_found": 1}}
-    web.serve("/late.mp4", videos[2])
+    web.serve("/late.mp4", web_videos[2])
     done = runner.invoke(cli.app, ["ingest", "urls", table, out, "--retry-failed", *overrides])
     assert done.exit_code == 0 and "3 samples" in done.stdout
     assert web.hits == {"/v0.mp4": 1, "/v1.mp4": 1, "/late.mp4": 2}
 
 
-def test_replayed_failures_fetch_those_addresses_alone(web, videos, tmp_path):
+def test_replayed_failures_fetch_those_addresses_alone(web, web_videos, tmp_path):
     rows = [{"url": web.url(f"/{name}.mp4"), "id": name} for name in ("v0", "v1", "v2", "late")]
     table = write_csv(tmp_path / "table.csv", rows)
     parent = job.run(config_of(table, str(tmp_path / "data")))
     assert (parent.num_samples, parent.num_failures) == (3, 1)
-    web.serve("/late.mp4", videos[3])
+    web.serve("/late.mp4", web_videos[3])
     config = config_of(table, str(tmp_path / "child"))
     child = job.run(config.model_copy(update={"replay_failures": str(tmp_path / "data")}))
     assert (child.num_samples, child.num_failures) == (1, 0) and child.parent
