@@ -5,22 +5,17 @@ import ipaddress
 import logging
 import pickle
 import socket
-import ssl
 import time
 from dataclasses import replace
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from infra import download as module
-from infra.addresses import is_public, locate, neutral, shown
+from infra.addresses import Place, is_public, locate, neutral, shown
 from infra.digests import sha256_bytes
 from infra.download import DownloadPolicy, delay_s, download, download_once
 from infra.errors import DownloadError
-from tests.helpers_http import raw, send, site, trickle
+from tests.helpers_http import certificate, raw, send, site, trickle
 
 BODY = bytes(range(256)) * 4000
 QUICK = DownloadPolicy(
@@ -378,33 +373,6 @@ def test_the_error_survives_a_process_boundary():
     assert (str(copy), copy.reason, copy.retryable, copy.retry_after_s) == ("said", "not_found", True, 3.0)
 
 
-def certificate(tmp_path, name: str):
-    """(server context, client context that trusts it): one self-signed certificate for `name`."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = tmp_path / f"{name}.pem"
-    pem.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + built.public_bytes(serialization.Encoding.PEM)
-    )
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(pem)
-    return server, ssl.create_default_context(cafile=str(pem))
-
-
 def test_tls_checks_the_name_of_the_address(names, tmp_path, monkeypatch):
     server, client = certificate(tmp_path, "good.test")
     asked = []
@@ -424,13 +392,8 @@ def test_tls_checks_the_name_of_the_address(names, tmp_path, monkeypatch):
             message = refused(f"https://{host}:{web.port}/x", out, allowed, reason="download_failed")
             assert "certificate" in message
         monkeypatch.undo()
-        monkeypatch.setattr(module, "locate", lambda url, **_: locate_good(web))
+        there = Place("https", "good.test", web.port, "/x", (ipaddress.ip_address("127.0.0.1"),))
+        monkeypatch.setattr(module, "locate", lambda url, **_: there)
         message = refused(f"https://good.test:{web.port}/x", out, allowed, reason="download_failed")
         assert "certificate" in message  # nobody vouches for it
         assert web.hits["/x"] == 1
-
-
-def locate_good(web):
-    from infra.addresses import Place
-
-    return Place("https", "good.test", web.port, "/x", (ipaddress.ip_address("127.0.0.1"),))
