@@ -112,3 +112,15 @@ def test_processes_share_one_download(tmp_path, monkeypatch):
     assert [process.exitcode for process in processes] == [0] * 4
     assert failures.empty()
     assert sorted(journal.read_text().split()) == sorted(url for url, _ in entries)
+
+
+def test_a_link_stays_when_the_cache_needs_the_room(tmp_path):
+    contents = {name: name.encode() * 100 for name in ("a", "b")}
+    digests = {name: sha256_bytes(data) for name, data in contents.items()}
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    cache = ShardCache(tmp_path / "cache", quota_bytes=150)
+    mine = cache.folder_for_links()
+    linked = cache.link(str(tmp_path / "a"), sha256=digests["a"], folder=mine)
+    cache.fetch(str(tmp_path / "b"), sha256=digests["b"])
+    assert not (tmp_path / "cache" / digests["a"]).exists() and linked.read_bytes() == contents["a"]
